@@ -1,0 +1,92 @@
+# Two commands are enough: `make run` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+PORT ?= 3000
+INPUT ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV ?= uv
+
+# Set by the maintainers' `make lock`; everybody else installs exactly what it wrote.
+LOCKS := requirements-build.lock requirements.lock requirements-dev.lock
+
+# --no-deps: the locks are complete. --no-build-isolation: what pip builds with is locked too.
+PIP_INSTALL := $(BIN)/python -m pip install --no-deps --no-build-isolation --disable-pip-version-check --no-input
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(VENV)/.installed ## Materialize the whole pipeline (INPUT=path/to/Titanic.csv for your own file)
+	@$(BIN)/synapse-assets run $(if $(INPUT),--input "$(INPUT)")
+
+.PHONY: ui
+ui: $(VENV)/.installed ## Open the Dagster UI (PORT=3000)
+	@$(BIN)/synapse-assets ui --port "$(PORT)"
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## Run the tests, all but those that drive a browser
+	$(BIN)/python -m pytest -m "not browser" $(PYTEST_ARGS)
+
+.PHONY: test-browser
+test-browser: $(VENV)/.installed-dev ## Run the tests that drive a real Chromium
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
+
+.PHONY: test-matrix
+test-matrix: ## Run the tests with each Python and each pyspark (PYTHONS="..." PYSPARKS="...")
+	@.ci/test-matrix
+
+.PHONY: check
+check: $(VENV)/.installed-dev ## Format, lint, types, direction of imports, spelling, nothing of this machine in the tree
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python .ci/check_tracked_files.py
+	$(BIN)/python -m pip check --disable-pip-version-check
+
+.PHONY: format
+format: $(VENV)/.installed-dev ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure against plain scripts and plain Dagster (minutes to hours)
+	$(BIN)/python -m benchmarks.run
+
+.PHONY: lock
+lock: ## Resolve the dependencies anew (maintainers; needs uv, UV=path/to/uv)
+	@UV="$(UV)" .ci/lock $(LOCK_ARGS)
+
+.PHONY: clean
+clean: ## Remove the virtual environments and caches (not your data)
+	rm -rf $(VENV) .venvs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp and not the folder: an interrupted `python -m venv` leaves a folder without pip.
+$(VENV)/.created:
+	@.ci/check-python "$(PYTHON)"
+	@echo "Creating $(VENV) ..."
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created requirements-build.lock requirements.lock pyproject.toml
+	@echo "Installing the locked packages into $(VENV) (once; a few minutes) ..."
+	@$(PIP_INSTALL) --require-hashes -r requirements-build.lock
+	@$(PIP_INSTALL) --require-hashes -r requirements.lock
+	@$(PIP_INSTALL) --no-index --editable .
+	@touch $@
+
+# Holds the runtime packages too, at the same versions, so that `make run` finds its work done.
+$(VENV)/.installed-dev: $(VENV)/.created requirements-build.lock requirements-dev.lock pyproject.toml
+	@echo "Installing the locked packages for development into $(VENV) (once; a few minutes) ..."
+	@$(PIP_INSTALL) --require-hashes -r requirements-build.lock
+	@$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
+	@$(PIP_INSTALL) --no-index --editable .
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,139 @@
+"""Batches that are subprocesses of the orchestrator."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO
+
+from synapse_assets.compute.batch import BatchService, BatchState, Submission
+from synapse_assets.compute.runner import EXIT_STEP_FAILED, WATCH_PARENT
+
+_TERMINATION_GRACE_SECONDS = 5.0
+_TAIL_LINES = 40
+_STDOUT, _STDERR = 1, 2
+
+
+@dataclass
+class _Process:
+    popen: "subprocess.Popen[bytes]"
+    folder: str
+    forwarders: list[threading.Thread]
+    tail: "deque[str]" = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
+
+
+class LocalProcesses(BatchService):
+    """Runs each batch as a process group of its own.
+
+    What a batch prints goes to this process's stdout and stderr as it comes, so that it lands,
+    apart, in the compute log of the Dagster step. A batch never outlives the orchestrator: its
+    standard input is held open, and it kills itself when that closes.
+    """
+
+    def __init__(self, *, environment: Mapping[str, str]) -> None:
+        """Create the service; `environment` is added to each batch's own."""
+        self._environment = environment
+        self._processes: dict[str, _Process] = {}
+
+    def submit(self, submission: Submission) -> str:
+        """Start the bundle in a new process group, in a folder of its own."""
+        folder = tempfile.mkdtemp(prefix="synapse-assets-")
+        environment = {
+            **os.environ,
+            **self._environment,
+            # Engines start Python workers of their own, which need the step's code too.
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (submission.bundle, os.environ.get("PYTHONPATH")))
+            ),
+            "PYTHONUNBUFFERED": "1",
+            WATCH_PARENT: "1",
+        }
+        popen = subprocess.Popen(
+            [sys.executable, submission.bundle, submission.job_file],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        process = _Process(popen, folder, [])
+        for stream, descriptor in ((popen.stdout, _STDOUT), (popen.stderr, _STDERR)):
+            if stream is None:  # pragma: no cover -- both are pipes
+                raise AssertionError
+            thread = threading.Thread(
+                target=_forward, args=(stream, descriptor, process.tail), daemon=True
+            )
+            thread.start()
+            process.forwarders.append(thread)
+        batch_id = str(popen.pid)
+        self._processes[batch_id] = process
+        return batch_id
+
+    def get_state(self, batch_id: str) -> BatchState:
+        """Return the state of a batch that this process started."""
+        process = self._processes.get(batch_id)
+        if process is None:
+            return BatchState.VANISHED
+        return BatchState.RUNNING if process.popen.poll() is None else BatchState.ENDED
+
+    def wait(self, batch_id: str, *, seconds: float) -> None:
+        """Return when the process has ended and its output has been forwarded."""
+        process = self._processes[batch_id]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(seconds)
+            self._close(process)
+
+    def cancel(self, batch_id: str) -> None:
+        """Terminate the whole process group; kill what is left of it after a grace period."""
+        process = self._processes.get(batch_id)
+        if process is None:
+            return
+        _signal_group(process.popen.pid, signal.SIGTERM)
+        try:
+            process.popen.wait(_TERMINATION_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._close(process)
+
+    def describe_end(self, batch_id: str) -> str:
+        """Return the exit code or signal, and the last lines of output."""
+        process = self._processes[batch_id]
+        code = process.popen.returncode
+        if code == EXIT_STEP_FAILED:
+            how = "the step failed"
+        elif code is not None and code < 0:
+            how = f"the process was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"the process ended with exit code {code}"
+        return "\n".join([how, *process.tail])
+
+    def _close(self, process: _Process) -> None:
+        """End what the process may have left behind, and take in the last of its output."""
+        _signal_group(process.popen.pid, signal.SIGKILL)
+        process.popen.wait()
+        for thread in process.forwarders:
+            thread.join(_TERMINATION_GRACE_SECONDS)
+        if process.popen.stdin is not None:
+            process.popen.stdin.close()
+        shutil.rmtree(process.folder, ignore_errors=True)
+
+
+def _forward(stream: IO[bytes], descriptor: int, tail: "deque[str]") -> None:
+    with stream:
+        for line in stream:
+            os.write(descriptor, line)
+            tail.append(line.decode(errors="replace").rstrip("\n"))
+
+
+def _signal_group(leader: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, number)

@@ -1,0 +1,247 @@
+"""The runner: what executes a step where it runs, on a cluster or in a local process.
+
+It is shipped in the step's bundle and needs the standard library and the step's engine alone.
+It reads the job file, binds the inputs to the function's parameters, calls it, writes what it
+returned as new files, and last of all writes the manifest: the proof that the step finished.
+
+The job file is JSON:
+    attempt      key of the attempt
+    step         {module, function, parameters}
+    engine       'spark' or 'python'
+    spark_conf   properties for a session that this process creates itself
+    inputs       {parameter: reference}, references as `DatasetVersion.to_json` makes them
+    outputs      {name: fields of `handlers.Target`}
+    manifest     where to write the manifest; `failure`: where to write why there is none
+    pipes        environment variables that connect Dagster Pipes
+"""
+
+import functools
+import inspect
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+import typing
+from collections.abc import Callable, Mapping
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_assets.datasets import handlers
+
+if TYPE_CHECKING:
+    from dagster_pipes import PipesContext
+    from pyspark.sql import SparkSession
+
+Job = Mapping[str, Any]
+
+# Exit code that tells "the step failed, and said why" from a crash.
+EXIT_STEP_FAILED = 3
+# Set by a parent that holds the other end of our standard input for as long as it lives.
+WATCH_PARENT = "SYNAPSE_ASSETS_WATCH_PARENT"
+
+_PACKAGES = ("pyspark", "pyarrow", "pandas", "polars", "scikit-learn", "skops", "numpy")
+
+
+def main() -> None:
+    """Run the job whose file is named on the command line, and exit."""
+    if os.environ.get(WATCH_PARENT):
+        threading.Thread(target=_die_with_parent, daemon=True).start()
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    os.environ.update(job["pipes"])
+    import dagster_pipes
+
+    with dagster_pipes.open_dagster_pipes() as pipes:
+        _forward_logging(pipes, package=job["step"]["module"].rpartition(".")[0])
+        try:
+            run(job)
+        except Exception as e:
+            trace = traceback.format_exc()
+            print(trace, file=sys.stderr, flush=True)
+            _write_json(job["failure"], {"message": _message(e), "traceback": trace})
+            sys.exit(EXIT_STEP_FAILED)
+
+
+def run(job: Job) -> None:
+    """Execute a job: load, call, write, and write the manifest as the last thing."""
+    started = time.monotonic()
+    access = handlers.Access(
+        spark=functools.cache(lambda: _spark_session(job["spark_conf"])),
+        hadoop_paths=job["engine"] == "spark",
+    )
+    function = getattr(import_module(job["step"]["module"]), job["step"]["function"])
+    targets = {name: handlers.Target(**fields) for name, fields in job["outputs"].items()}
+    reports: dict[str, dict[str, Any]] = {name: {} for name in targets}
+    arguments = _bind(function, job, targets, _reporter(reports), access)
+    loaded = time.monotonic()
+    returned = function(**arguments) or {}
+    unknown = set(returned) - set(targets)
+    if unknown:
+        raise ValueError(
+            f"The step returned {sorted(unknown)}, but its outputs are {sorted(targets)}."
+        )
+    outputs = {
+        name: _write_output(name, returned.get(name), arguments.get(name), target, access)
+        for name, target in targets.items()
+    }
+    for name, output in outputs.items():
+        output["metadata"] = reports[name]
+    ended = time.monotonic()
+    manifest = {
+        "attempt": job["attempt"],
+        "outputs": outputs,
+        "environment": _environment(),
+        "seconds": {"load": loaded - started, "run": ended - loaded},
+    }
+    _write_json(job["manifest"], manifest)
+
+
+def _bind(
+    function: Callable[..., Any],
+    job: Job,
+    targets: Mapping[str, handlers.Target],
+    report: Callable[..., None],
+    access: handlers.Access,
+) -> dict[str, Any]:
+    """Return the function's arguments, by the names of its parameters."""
+    hints = typing.get_type_hints(function)
+    parameters = job["step"]["parameters"]
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "spark":
+            arguments[name] = access.spark()
+        elif name == "report":
+            arguments[name] = report
+        elif name in job["inputs"]:
+            arguments[name] = _load(job["inputs"][name], name, hints.get(name), access)
+        elif name in targets:
+            folder = Path(targets[name].uri, targets[name].files_folder)
+            folder.mkdir(parents=True)
+            arguments[name] = folder
+        elif name in parameters:
+            arguments[name] = parameters[name]
+        elif parameter.default is inspect.Parameter.empty:
+            raise TypeError(
+                f"The step's parameter '{name}' is neither an input ({', '.join(job['inputs'])}) "
+                f"nor an output ({', '.join(targets)}) nor a given parameter, and has no default."
+            )
+    unused = (set(job["inputs"]) | set(parameters)) - set(arguments)
+    if unused:
+        raise TypeError(f"The step has no parameter for: {', '.join(sorted(unused))}.")
+    return arguments
+
+
+def _load(
+    reference: handlers.Reference, name: str, annotation: Any, access: handlers.Access
+) -> Any:
+    handler = handlers.handler_for(annotation)
+    if handler is None:
+        raise TypeError(
+            f"The step's parameter '{name}' is an input, but is annotated {annotation}. Annotate "
+            f"it with one of: {', '.join(handlers.handled_types())}."
+        )
+    return handler.load(reference, access)
+
+
+def _write_output(
+    name: str, value: Any, folder: Any, target: handlers.Target, access: handlers.Access
+) -> dict[str, Any]:
+    """Write one output and return its part of the manifest."""
+    if folder is not None:
+        handler = handlers.handler_for(Path)
+        properties = value or {}
+        value = folder
+    else:
+        handler = handlers.handler_for(type(value))
+        properties = {}
+    if handler is None:
+        raise TypeError(
+            f"The step returned {type(value).__qualname__} for the output '{name}'. Return one "
+            f"of: {', '.join(handlers.handled_types())}; or take a parameter '{name}: Path' and "
+            "fill that folder."
+        )
+    files = handler.write(value, target, access)
+    unknown = set(properties) - {file["name"] for file in files if "name" in file}
+    if unknown:
+        raise ValueError(f"The step describes files of '{name}' it did not write: {unknown}.")
+    for file in files:
+        if file.get("name") in properties:
+            file["properties"] = dict(properties[file["name"]])
+    counted = [file["rows"] for file in files if file.get("rows") is not None]
+    return {
+        "kind": handler.kind,
+        "folder": target.files_folder if handler.kind == "FileDataset" else target.folder,
+        "files": files,
+        "rows": sum(counted) if counted else None,
+    }
+
+
+def _reporter(reports: dict[str, dict[str, Any]]) -> Callable[..., None]:
+    def report(output: str, /, **values: Any) -> None:
+        if output not in reports:
+            raise ValueError(f"There is no output '{output}'; there is: {sorted(reports)}.")
+        reports[output].update(values)
+
+    return report
+
+
+def _spark_session(conf: Mapping[str, str]) -> "SparkSession":
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder
+    for key, value in conf.items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()
+
+
+def _environment() -> dict[str, str]:
+    """Return the versions of what the step ran on."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _forward_logging(pipes: "PipesContext", *, package: str) -> None:
+    """Send what the step's package logs, and everyone's warnings, to Dagster's event log."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            pipes.log.log(record.levelno, self.format(record))
+
+    # What libraries log at INFO (py4j logs every call) is not progress of the step.
+    logging.getLogger().addHandler(Handler(logging.WARNING))
+    logger = logging.getLogger(package)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(Handler(logging.INFO))
+
+
+def _message(error: BaseException) -> str:
+    """Return an error in one line; a `ValueError` is the step's own sentence to its user."""
+    text = str(error).strip()
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _write_json(path: str, value: Any) -> None:
+    """Write JSON so that a reader sees all of it or nothing."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _die_with_parent() -> None:
+    """Kill this process and its children once the parent is gone, however it went."""
+    while os.read(0, 1):
+        pass
+    os.killpg(os.getpgid(0), signal.SIGKILL)

@@ -1,0 +1,52 @@
+"""Spark on this machine: each step in a subprocess with a driver of its own."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from synapse_assets.compute.batch import BatchService
+from synapse_assets.compute.process import LocalProcesses
+from synapse_assets.compute.spark.java import require_java
+from synapse_assets.compute.target import ComputeTarget
+
+
+class LocalSpark(ComputeTarget):
+    """Runs each step with local Spark, in a subprocess.
+
+    The JVM and its memory belong to the step and end with it: the orchestrator stays small, and
+    two steps never share a session.
+    """
+
+    engine: ClassVar[Literal["spark", "python"]] = "spark"
+
+    master: str = Field(default="local[*]", description="Spark master, for example 'local[4]'.")
+    driver_memory: str = Field(
+        default="2g", description="Heap of the driver, which runs the tasks too, as '7g'."
+    )
+    conf: dict[str, str] = Field(default={}, description="Further Spark properties.")
+
+    def spark_conf(self) -> Mapping[str, str]:
+        """Return the session's properties; `conf` has the last word."""
+        return {
+            "spark.master": self.master,
+            "spark.driver.memory": self.driver_memory,
+            # Nothing here listens beyond this machine.
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+            # Timestamps are UTC in every dataset.
+            "spark.sql.session.timeZone": "UTC",
+            # The default of 200 partitions is meant for a cluster.
+            "spark.sql.shuffle.partitions": "8",
+            **self.conf,
+        }
+
+    def batch_service(self) -> BatchService:
+        """Return the subprocesses of this machine.
+
+        Raises:
+            ConfigurationError: Java is missing or too old.
+        """
+        return LocalProcesses(environment={"JAVA_HOME": str(require_java())})

@@ -1,0 +1,257 @@
+"""The compute target: what an asset's code calls to run a step."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
+
+import dagster as dg
+from pydantic import Field
+
+from synapse_assets.compute.attempt import Attempt
+from synapse_assets.compute.batch import BatchService
+from synapse_assets.compute.step import Step
+from synapse_assets.datasets.attempt import StagedDataset, attempt_key
+from synapse_assets.datasets.slot import Slot
+from synapse_assets.datasets.version import DataFile, DatasetVersion
+from synapse_assets.datastore import Datastore
+from synapse_assets.errors import ConfigurationError, StepFailedError
+
+_DEFAULT_TIMEOUT_SECONDS = 6 * 60 * 60.0
+# Constructors of `dg.MetadataValue` that take one JSON value.
+_METADATA_TYPES = ("text", "md", "json", "url", "path", "int", "float", "bool")
+
+
+class CompletedStep:
+    """A finished step: staged datasets that the IO manager will commit, and check results."""
+
+    def __init__(
+        self,
+        *,
+        materializations: tuple[dg.MaterializeResult[StagedDataset], ...],
+        checks: tuple[dg.AssetCheckResult, ...],
+    ) -> None:
+        """Create the result from its parts."""
+        self._materializations = materializations
+        self._checks = checks
+
+    def get_results(
+        self,
+    ) -> tuple[dg.MaterializeResult[StagedDataset] | dg.AssetCheckResult, ...]:
+        """Return one `MaterializeResult` per output, and the checks that the step reported."""
+        return (*self._materializations, *self._checks)
+
+    def get_materialize_result(self) -> dg.MaterializeResult[StagedDataset]:
+        """Return the result of a step with one output.
+
+        Raises:
+            ConfigurationError: The step has several outputs.
+        """
+        if len(self._materializations) != 1:
+            raise ConfigurationError(
+                f"The step has {len(self._materializations)} outputs. Yield from get_results()."
+            )
+        result = self._materializations[0]
+        return result._replace(check_results=list(self._checks))
+
+
+class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
+    """A place where steps run. Every target keeps the promises of docs/compute.md."""
+
+    engine: ClassVar[Literal["spark", "python"]]
+
+    datastore: dg.ResourceDependency[Datastore]
+    timeout_seconds: float = Field(
+        default=_DEFAULT_TIMEOUT_SECONDS,
+        gt=0,
+        description="How long a step may run before it is cancelled, in seconds.",
+    )
+
+    @abstractmethod
+    def batch_service(self) -> BatchService:
+        """Return the target's verbs.
+
+        Raises:
+            ConfigurationError: The target cannot run anything as it is configured.
+        """
+
+    def spark_conf(self) -> Mapping[str, str]:
+        """Return the properties of a Spark session that the runner creates itself."""
+        return {}
+
+    def run(
+        self,
+        step: Step,
+        *,
+        context: dg.AssetExecutionContext,
+        inputs: Mapping[str, DatasetVersion],
+        parameters: Mapping[str, Any] | None = None,
+    ) -> CompletedStep:
+        """Run a step for the assets of `context` and return what it staged.
+
+        The step's outputs are the selected assets, named by their keys (parts joined by '__').
+        Nothing of it is visible to readers before the IO manager commits it.
+
+        Args:
+            step: What to run.
+            context: The context of the asset.
+            inputs: References to the versions that the step reads, by parameter name.
+            parameters: Values for this run, added to those of the step.
+
+        Raises:
+            ConfigurationError: The target or the arguments are not as they must be.
+            BundleError: The step's code cannot be shipped.
+            StepTimeoutError: The step ran longer than its limit and was cancelled.
+            StepFailedError: The step failed, or ended without proof that it finished.
+        """
+        service = self.batch_service()
+        slots = _slots(context)
+        bundle = step.bundle()
+        partition = context.partition_key if context.has_partition_key else None
+        key = attempt_key(
+            root_run_id=context.run.root_run_id or context.run.run_id,
+            step_key=context.get_step_execution_context().step.key,
+            partition=partition,
+        )
+        work = {
+            "attempt": key,
+            "step": {
+                "module": step.module,
+                "function": step.function,
+                "parameters": {**step.parameters, **(parameters or {})},
+            },
+            "engine": self.engine,
+            "spark_conf": {**self.datastore.hadoop_configuration(), **self.spark_conf()},
+            "inputs": {name: version.to_json() for name, version in inputs.items()},
+        }
+        attempt = Attempt.of(
+            key,
+            datastore=self.datastore,
+            work={**work, "bundle": bundle.sha256, "outputs": list(slots)},
+        )
+        manifest = attempt.manifest()
+        if manifest is not None:
+            context.log.info(f"{key} has already finished: its files are adopted.")
+            return _completed(manifest, slots, reported=())
+        batch_id = attempt.running_batch(service)
+        with dg.open_pipes_session(
+            context=context,
+            context_injector=dg.PipesEnvContextInjector(),
+            message_reader=dg.PipesTempFileMessageReader(),
+        ) as session:
+            if batch_id is not None:
+                context.log.info(f"{key} is already running, as batch {batch_id}.")
+            else:
+                targets = {
+                    name: asdict(slot.fresh_target(self.datastore, attempt=key))
+                    for name, (_, slot) in slots.items()
+                }
+                job = {
+                    **work,
+                    "outputs": targets,
+                    "manifest": attempt.uri("manifest.json"),
+                    "failure": attempt.uri("failure.json"),
+                    "pipes": session.get_bootstrap_env_vars(),
+                }
+                batch_id = attempt.submit(service, bundle=bundle.upload(self.datastore), job=job)
+                context.log.info(f"{step.entry_point} started as batch {batch_id}.")
+            manifest = attempt.wait(service, batch_id, timeout=self.timeout_seconds)
+        return _completed(manifest, slots, reported=session.get_reported_results())
+
+
+def _slots(context: dg.AssetExecutionContext) -> dict[str, tuple[dg.AssetKey, Slot]]:
+    """Return the selected assets and their slots, by the names the step knows them by."""
+    definition = context.assets_def
+    partitions = context.partition_keys if context.has_partition_key else []
+    slots = {}
+    for key in sorted(context.selected_asset_keys):
+        own = partitions if definition.specs_by_key[key].partitions_def is not None else []
+        if len(own) > 1:
+            raise ConfigurationError(
+                f"A run writes {len(own)} partitions of '{key.to_user_string()}' at once. Use a "
+                "backfill policy of one run per partition."
+            )
+        slots[key.to_python_identifier()] = (
+            key,
+            Slot.of_asset(
+                key,
+                partition=own[0] if own else None,
+                metadata=definition.specs_by_key[key].metadata,
+            ),
+        )
+    return slots
+
+
+def _completed(
+    manifest: Mapping[str, Any],
+    slots: Mapping[str, tuple[dg.AssetKey, Slot]],
+    *,
+    reported: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult],
+) -> CompletedStep:
+    """Return the result of a step from its manifest and what it reported through Pipes."""
+    seconds = manifest["seconds"]
+    materializations = []
+    for name, (key, _) in slots.items():
+        staged = _staged_output(manifest, name)
+        metadata = {
+            "seconds": dg.MetadataValue.float(round(seconds["load"] + seconds["run"], 2)),
+            "environment": dg.MetadataValue.json(manifest["environment"]),
+            **{label: _metadata_value(value) for label, value in staged.metadata.items()},
+        }
+        for result in reported:
+            if isinstance(result, dg.MaterializeResult) and result.asset_key == key:
+                metadata.update(result.metadata or {})
+        materializations.append(
+            dg.MaterializeResult(
+                asset_key=key,
+                value=staged,
+                metadata=metadata,
+                data_version=_data_version(staged),
+            )
+        )
+    checks = tuple(result for result in reported if isinstance(result, dg.AssetCheckResult))
+    return CompletedStep(materializations=tuple(materializations), checks=checks)
+
+
+def _staged_output(manifest: Mapping[str, Any], name: str) -> StagedDataset:
+    """Return what a manifest says of one output."""
+    output = manifest["outputs"][name]
+    return StagedDataset(
+        attempt=manifest["attempt"],
+        kind=output["kind"],
+        folder=output["folder"],
+        files=tuple(DataFile(**file) for file in output["files"]),
+        rows=output["rows"],
+        metadata=output["metadata"],
+    )
+
+
+def _metadata_value(value: Any) -> Any:
+    """Return a value that a step reported as Dagster metadata.
+
+    Raises:
+        StepFailedError: `{"raw_value", "type"}` names a type that is not known here.
+    """
+    if not isinstance(value, dict) or set(value) != {"raw_value", "type"}:
+        return dg.MetadataValue.json(value) if isinstance(value, dict | list) else value
+    if value["type"] not in _METADATA_TYPES:
+        raise StepFailedError(
+            f"The step reported metadata of the type {value['type']!r}. "
+            f"Use one of: {', '.join(_METADATA_TYPES)}."
+        )
+    return getattr(dg.MetadataValue, value["type"])(value["raw_value"])
+
+
+def _data_version(staged: StagedDataset) -> dg.DataVersion | None:
+    """Return a hash of the files' content, None to leave the data version to Dagster.
+
+    Dagster derives a table's version from code and inputs. Of files the content itself is known,
+    so that the same content under a new etag makes nothing downstream stale.
+    """
+    if staged.kind != "FileDataset":
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(staged.files, key=lambda file: file.name or ""):
+        digest.update(f"{file.name}\0{file.sha256}\0".encode())
+    return dg.DataVersion(digest.hexdigest()[:16])

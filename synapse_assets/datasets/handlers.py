@@ -1,0 +1,403 @@
+"""Type handlers: how each Python type is loaded from a dataset version, and written as a new one.
+
+One set serves both ends: the IO manager in the orchestrator, and the runner where a step runs.
+For the runner's sake this module imports the standard library alone, loads an engine only when a
+handler of it is used, and takes references as the JSON that `DatasetVersion.to_json` makes.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.dataset
+    from pyspark.sql import DataFrame, SparkSession
+
+Reference = Mapping[str, Any]
+FileRecord = dict[str, Any]
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a handler needs of the place it runs in.
+
+    Attributes:
+        spark: Returns the Spark session; called only by handlers of Spark.
+        hadoop_paths: Whether locations are handed to Hadoop, which expands glob patterns.
+    """
+
+    spark: Callable[[], "SparkSession"]
+    hadoop_paths: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a handler writes, and which partition the data belongs to.
+
+    Attributes:
+        uri: Location of the dataset.
+        folder: The attempt's fresh folder for Parquet files, relative to `uri`.
+        files_folder: The same for the user's own files.
+        partition_by: Name of the partition column; None in an unpartitioned dataset.
+        partition: The partition that all rows belong to.
+    """
+
+    uri: str
+    folder: str
+    files_folder: str
+    partition_by: str | None = None
+    partition: str | None = None
+
+
+class TypeHandler(ABC):
+    """Loads one Python type from a dataset version, and writes it as Parquet or as files."""
+
+    kind = "TabularDataset"
+
+    @abstractmethod
+    def load(self, reference: Reference, access: Access) -> Any:
+        """Return the data of a dataset version."""
+
+    @abstractmethod
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        """Write `value` and return the files, as fields of `DataFile`, paths relative to the URI.
+
+        Raises:
+            ValueError: The value holds rows of another partition.
+        """
+
+
+def handler_for(annotation: Any) -> TypeHandler | None:
+    """Return the handler for a type or an annotation, None if there is none."""
+    if get_origin(annotation) is list and len(get_args(annotation)) == 1:
+        return _HANDLERS.get(f"list[{get_args(annotation)[0].__name__}]")
+    for cls in getattr(annotation, "__mro__", ()):
+        # The public name: 'polars.dataframe.frame.DataFrame' is 'polars.DataFrame' to its users.
+        handler = _HANDLERS.get(f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}")
+        if handler is not None:
+            return handler
+    return None
+
+
+def handled_types() -> list[str]:
+    """Return the names of the types that have a handler, for error messages."""
+    return sorted(_HANDLERS)
+
+
+# --- Arrow, and what converts to and from Arrow -------------------------------------------------
+
+
+def arrow_dataset(reference: Reference) -> "pyarrow.dataset.Dataset":
+    """Return a table's version as an Arrow dataset, which reads when it is scanned.
+
+    Raises:
+        TypeError: The reference is to a FileDataset, which has no rows.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    import pyarrow.fs
+
+    _require_kind(reference, "TabularDataset")
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(reference["arrow_schema"])))
+    column = reference["partition_by"]
+    form = ds.ParquetFileFormat()
+    filesystem = pyarrow.fs.LocalFileSystem()
+    fragments = [
+        form.make_fragment(
+            f"{reference['uri']}/{file['path']}",
+            filesystem,
+            # The partition's value is in Delta's log, and not in the file.
+            None if column is None else ds.field(column) == file["partition"],
+        )
+        for file in reference["files"]
+    ]
+    return ds.FileSystemDataset(fragments, schema, form, filesystem)
+
+
+def _write_batches(
+    batches: Iterable["pa.RecordBatch"], schema: "pa.Schema", target: Target
+) -> list[FileRecord]:
+    """Write record batches as one Parquet file, in constant memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = target.partition_by
+    if column in schema.names:
+        schema = schema.remove(schema.get_field_index(column))
+    folder = Path(target.uri, target.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"part-00000-{folder.name}.parquet"
+    rows = 0
+    # Delta keeps microseconds; a finer value is an error rather than a silent loss.
+    with pq.ParquetWriter(path, schema, coerce_timestamps="us") as writer:
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            if column in table.column_names:
+                _require_partition(set(table[column].unique().to_pylist()), target)
+                table = table.drop_columns([column])
+            writer.write_table(table)
+            rows += table.num_rows
+    return [{"path": f"{target.folder}/{path.name}", "size": path.stat().st_size, "rows": rows}]
+
+
+class _ArrowDataset(TypeHandler):
+    def load(self, reference: Reference, access: Access) -> Any:
+        return arrow_dataset(reference)
+
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        scanner = value.scanner()
+        return _write_batches(scanner.to_batches(), scanner.projected_schema, target)
+
+
+class _ArrowTable(TypeHandler):
+    def load(self, reference: Reference, access: Access) -> Any:
+        return arrow_dataset(reference).to_table()
+
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        return _write_batches(value.to_batches(), value.schema, target)
+
+
+class _ArrowReader(TypeHandler):
+    def load(self, reference: Reference, access: Access) -> Any:
+        return arrow_dataset(reference).scanner().to_reader()
+
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        return _write_batches(value, value.schema, target)
+
+
+class _PandasFrame(_ArrowTable):
+    def load(self, reference: Reference, access: Access) -> Any:
+        return super().load(reference, access).to_pandas()
+
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        import pyarrow as pa
+
+        table = pa.Table.from_pandas(value, preserve_index=False)
+        return super().write(table.replace_schema_metadata(), target, access)
+
+
+class _PolarsFrame(_ArrowTable):
+    def load(self, reference: Reference, access: Access) -> Any:
+        import polars as pl
+
+        return pl.from_arrow(super().load(reference, access))
+
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        # Arrow's large and view types are one type with the plain ones in Delta.
+        return super().write(value.to_arrow(compat_level=_polars_compat()), target, access)
+
+
+class _PolarsLazyFrame(TypeHandler):
+    def load(self, reference: Reference, access: Access) -> Any:
+        import polars as pl
+
+        return pl.scan_pyarrow_dataset(arrow_dataset(reference))
+
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        frames = value.collect_batches()
+        schema = value.collect_schema().to_frame().to_arrow(compat_level=_polars_compat()).schema
+        tables = (frame.to_arrow(compat_level=_polars_compat()) for frame in frames)
+        return _write_batches((b for t in tables for b in t.to_batches()), schema, target)
+
+
+def _polars_compat() -> Any:
+    import polars as pl
+
+    return pl.CompatLevel.oldest()
+
+
+# --- Spark --------------------------------------------------------------------------------------
+
+
+class _SparkFrame(TypeHandler):
+    def load(self, reference: Reference, access: Access) -> Any:
+        return spark_frame(reference, access.spark())
+
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        from pyspark.sql import functions as f
+
+        column = target.partition_by
+        if column in value.columns:
+            other = value.select(column).where(~f.col(column).eqNullSafe(target.partition))
+            _require_partition({row[0] for row in other.limit(1).collect()}, target)
+            value = value.drop(column)
+        # Spark's default, INT96, has no place in Delta.
+        value.sparkSession.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
+        folder = f"{target.uri}/{target.folder}"
+        value.write.mode("error").parquet(folder)
+        # Counted from the footers of what was written, and not from the plan that wrote it.
+        written = value.sparkSession.read.schema(value.schema).parquet(spark_path(folder))
+        counts = written.groupBy(f.col("_metadata.file_name").alias("name")).count().collect()
+        rows = {row["name"]: row["count"] for row in counts}
+        return [
+            {"path": f"{target.folder}/{name}", "size": size, "rows": rows.get(name, 0)}
+            for name, size in _list_files(folder)
+            if name.startswith("part-")
+        ]
+
+
+def spark_frame(reference: Reference, spark: "SparkSession") -> "DataFrame":
+    """Return a table's version as a Spark DataFrame, which reads when an action runs.
+
+    Raises:
+        TypeError: The reference is to a FileDataset, which has no rows.
+    """
+    import json
+
+    from pyspark.sql import functions as f
+    from pyspark.sql.types import StructType
+
+    _require_kind(reference, "TabularDataset")
+    # Delta's schema JSON is Spark's.
+    schema = StructType.fromJson(json.loads(reference["schema"]))
+    column = reference["partition_by"]
+    files = reference["files"]
+    if not files:
+        return spark.createDataFrame([], schema)
+    in_files = StructType([field for field in schema if field.name != column])
+    paths = [spark_path(f"{reference['uri']}/{file['path']}") for file in files]
+    frame = spark.read.schema(in_files).parquet(*paths)
+    if column is None:
+        return frame
+    partitions = {file["partition"] for file in files}
+    if len(partitions) == 1:
+        return frame.withColumn(column, f.lit(partitions.pop())).select(*schema.names)
+    # The value of the partition column is in Delta's log. File names are unique in a dataset,
+    # so a small broadcast table brings it to the rows, at any number of partitions.
+    names = [(file["path"].rpartition("/")[2], file["partition"]) for file in files]
+    values = spark.createDataFrame(names, f"_file string, `{column}` string")
+    return (
+        frame.withColumn("_file", f.col("_metadata.file_name"))
+        .join(f.broadcast(values), "_file")
+        .select(*schema.names)
+    )
+
+
+def spark_path(path: str) -> str:
+    """Return `path` with the characters escaped that Hadoop takes for a glob pattern."""
+    return re.sub(r"([\\*?\[\]{}])", r"\\\1", path)
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+class _Files(TypeHandler):
+    """A `Path`: a folder with the files under their names, or one to be taken over."""
+
+    kind = "FileDataset"
+
+    def load(self, reference: Reference, access: Access) -> Any:
+        _require_kind(reference, "FileDataset")
+        folder = Path(tempfile.mkdtemp(prefix=f"{reference['name'].replace('/', '.')}-"))
+        many = len({file["partition"] for file in reference["files"]}) > 1
+        for file in reference["files"]:
+            # No partition's name may lead out of the folder.
+            partition = quote(file["partition"], safe="").replace(".", "%2E") if many else ""
+            path = folder / partition / file["name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(_absolute(reference, file))
+        return folder
+
+    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
+        source = Path(value)
+        folder = Path(target.uri, target.files_folder)
+        if source != folder:
+            pairs = [(path, folder / path.relative_to(source)) for path in _walk(source)]
+            if source.is_file():
+                pairs = [(source, folder / source.name)]
+            for path, copy in pairs:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        return [
+            _describe(path, name=path.relative_to(folder).as_posix(), folder=target.files_folder)
+            for path in _walk(folder)
+        ]
+
+
+class _FilePaths(_Files):
+    """A `list[Path]`: local paths of the files, to be read only."""
+
+    def load(self, reference: Reference, access: Access) -> Any:
+        _require_kind(reference, "FileDataset")
+        return [Path(_absolute(reference, file)) for file in reference["files"]]
+
+
+class _FileUris(_Files):
+    """A `list[str]`: locations that the engine opens itself."""
+
+    def load(self, reference: Reference, access: Access) -> Any:
+        _require_kind(reference, "FileDataset")
+        uris = [_absolute(reference, file) for file in reference["files"]]
+        return [spark_path(uri) for uri in uris] if access.hadoop_paths else uris
+
+
+def _absolute(reference: Reference, file: Mapping[str, Any]) -> str:
+    return os.path.join(reference["uri"], file["path"])  # noqa: PTH118 -- URIs are not paths
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    return iter(sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def _describe(path: Path, *, name: str, folder: str) -> FileRecord:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    status = path.stat()
+    return {
+        "path": f"{folder}/{name}",
+        "size": status.st_size,
+        "name": name,
+        "etag": f"{status.st_mtime_ns:x}-{status.st_size:x}",
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _list_files(folder: str) -> list[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        return sorted((e.name, e.stat().st_size) for e in entries if e.is_file())
+
+
+def _require_kind(reference: Reference, kind: str) -> None:
+    if reference["kind"] != kind:
+        other = "pathlib.Path" if kind == "TabularDataset" else "pyarrow.Table"
+        raise TypeError(
+            f"'{reference['name']}' is a {reference['kind']}, and the type asked for needs a "
+            f"{kind}. Annotate the parameter with {other}, for example."
+        )
+
+
+def _require_partition(found: set[Any], target: Target) -> None:
+    others = found - {target.partition}
+    if others:
+        raise ValueError(
+            f"Rows of the partition {others.pop()!r} in column '{target.partition_by}' were "
+            f"written for the partition {target.partition!r}. Filter the frame to its partition."
+        )
+
+
+_HANDLERS: dict[str, TypeHandler] = {
+    "pyarrow.Table": _ArrowTable(),
+    "pyarrow.Dataset": _ArrowDataset(),
+    "pyarrow.RecordBatchReader": _ArrowReader(),
+    "pandas.DataFrame": _PandasFrame(),
+    "polars.DataFrame": _PolarsFrame(),
+    "polars.LazyFrame": _PolarsLazyFrame(),
+    "pyspark.DataFrame": _SparkFrame(),
+    "pathlib.Path": _Files(),
+    "list[Path]": _FilePaths(),
+    "list[str]": _FileUris(),
+}

@@ -1,0 +1,131 @@
+"""What Parquet footers tell: schema, rows, and the statistics that Delta keeps of a file."""
+
+import datetime as dt
+import json
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from synapse_assets.errors import StagedFilesError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.fs
+    import pyarrow.parquet as pq
+
+# Footers are small and far away: reading many at once hides the latency of an object store.
+_READERS = 16
+# The prefix of a string that is kept as its lower bound, as Delta's own writers do.
+_MAX_STRING = 32
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What one Parquet file says of itself.
+
+    Attributes:
+        schema: The columns, without metadata.
+        rows: Number of rows.
+        stats: Delta's per-file statistics as JSON (numRecords, minValues, maxValues, nullCount).
+    """
+
+    schema: "pa.Schema"
+    rows: int
+    stats: str
+
+
+def read_footers(
+    paths: Sequence[str], *, filesystem: "pyarrow.fs.FileSystem"
+) -> Iterator[Footer]:
+    """Read the footers of `paths`, in order and several at a time.
+
+    Raises:
+        StagedFilesError: A file is missing, or is not Parquet.
+    """
+    # Loaded here: defining assets must not cost the time to import pyarrow.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def read(path: str) -> Footer:
+        try:
+            metadata = pq.read_metadata(path, filesystem=filesystem)
+        except (OSError, pa.ArrowInvalid) as e:
+            raise StagedFilesError(
+                f"Cannot read the Parquet footer of {path}: {e}. Run the step again: "
+                "its files were removed or damaged after it wrote them."
+            ) from e
+        stats = json.dumps(_delta_stats(metadata))
+        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        return Footer(schema=schema, rows=metadata.num_rows, stats=stats)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(read, paths)
+
+
+def _delta_stats(metadata: "pq.FileMetaData") -> dict[str, Any]:
+    """Return Delta's statistics of a file, for its top-level columns."""
+    lower: dict[str, Any] = {}
+    upper: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for index in range(metadata.num_columns):
+        name = metadata.schema.column(index).path
+        if "." in name:
+            continue
+        chunks = [
+            metadata.row_group(group).column(index).statistics
+            for group in range(metadata.num_row_groups)
+        ]
+        if not chunks or any(chunk is None for chunk in chunks):
+            continue
+        if all(chunk.has_null_count for chunk in chunks):
+            nulls[name] = sum(chunk.null_count for chunk in chunks)
+        bounds = [chunk for chunk in chunks if chunk.has_min_max]
+        # A row group without bounds holds only nulls, or values its writer could not order.
+        # Then there is no bound, unless the nulls alone explain it.
+        if not bounds or any(not c.has_min_max and c.num_values > 0 for c in chunks):
+            continue
+        low = _lower_bound(min(chunk.min for chunk in bounds))
+        high = _upper_bound(max(chunk.max for chunk in bounds))
+        if low is not None:
+            lower[name] = low
+        if high is not None:
+            upper[name] = high
+    return {
+        "numRecords": metadata.num_rows,
+        "minValues": lower,
+        "maxValues": upper,
+        "nullCount": nulls,
+    }
+
+
+def _lower_bound(value: Any) -> Any:
+    """Return a JSON value that is not above `value`, None where Delta keeps none."""
+    return value[:_MAX_STRING] if isinstance(value, str) else _bound(value)
+
+
+def _upper_bound(value: Any) -> Any:
+    """Return a JSON value that is not below `value`, None where Delta keeps none."""
+    if isinstance(value, str):
+        # A cut string would lie below the value; leaving the bound out is always right.
+        return value if len(value) <= _MAX_STRING else None
+    if isinstance(value, dt.datetime):
+        # Bounds are kept in milliseconds.
+        value += dt.timedelta(microseconds=-value.microsecond % 1000)
+    return _bound(value)
+
+
+def _bound(value: Any) -> Any:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dt.datetime):
+        utc = value if value.tzinfo is None else value.astimezone(dt.timezone.utc)
+        return utc.strftime("%Y-%m-%dT%H:%M:%S.") + f"{utc.microsecond // 1000:03d}Z"
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    return None

@@ -1,0 +1,99 @@
+"""Names and places: where a dataset lies, and which part of it a materialization replaces."""
+
+import hashlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+import dagster as dg
+
+from synapse_assets.datasets.file_entries import FILES_FOLDER
+from synapse_assets.datasets.handlers import Target
+from synapse_assets.datastore import Datastore
+from synapse_assets.errors import ConfigurationError
+
+SchemaChange = Literal["refuse", "evolve"]
+
+# Definition metadata of an asset that says how its dataset is kept.
+PARTITION_BY = "partition_by"
+SCHEMA_CHANGE = "schema_change"
+
+_DEFAULT_PARTITION_COLUMN = "partition_key"
+# 255 bytes is the limit of a path component on most file systems and on HDFS; of a longer value
+# the rest is replaced by a hash. No reader of ours takes a partition's value from a path.
+_MAX_FOLDER_NAME = 180
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place in a dataset that one commit replaces: all of it, or one partition.
+
+    Attributes:
+        name: Name of the dataset: the asset key's parts joined by '/'.
+        partition_by: Name of the partition column; None in an unpartitioned dataset.
+        partition: The partition to replace; None in an unpartitioned dataset.
+        schema_change: Whether a commit may change the table's columns.
+    """
+
+    name: str
+    partition_by: str | None = None
+    partition: str | None = None
+    schema_change: SchemaChange = "refuse"
+
+    @classmethod
+    def of_asset(
+        cls, key: dg.AssetKey, *, partition: str | None, metadata: Mapping[str, Any]
+    ) -> "Slot":
+        """Return the slot that a materialization of an asset replaces.
+
+        Raises:
+            ConfigurationError: The asset's metadata has a value that is not one of those allowed.
+        """
+        name = "/".join(key.path)
+        schema_change = metadata.get(SCHEMA_CHANGE, "refuse")
+        if schema_change not in ("refuse", "evolve"):
+            raise ConfigurationError(
+                f"Asset '{name}' has {SCHEMA_CHANGE}={schema_change!r} in its metadata. "
+                "Use 'refuse' or 'evolve'."
+            )
+        column = metadata.get(PARTITION_BY, _DEFAULT_PARTITION_COLUMN)
+        return cls(
+            name=name,
+            partition_by=None if partition is None else column,
+            partition=partition,
+            schema_change=schema_change,
+        )
+
+    @property
+    def folder(self) -> str:
+        """Folder of the slot below the dataset: '' or, percent-encoded, 'arrival=2026-11-24'."""
+        if self.partition_by is None or self.partition is None:
+            return ""
+        value = quote(self.partition, safe="")
+        if len(value) > _MAX_FOLDER_NAME:
+            value = f"{value[:100]}~{hashlib.sha256(self.partition.encode()).hexdigest()}"
+        return f"{self.partition_by}={value}"
+
+    def fresh_target(self, datastore: Datastore, *, attempt: str) -> Target:
+        """Return new folders for one try of an attempt to write the slot's next content."""
+        fresh = f"{attempt}-{uuid.uuid4().hex[:8]}"
+        return Target(
+            uri=dataset_uri(datastore, self.name),
+            folder=f"{self.folder}/{fresh}" if self.folder else fresh,
+            files_folder=f"{FILES_FOLDER}/{fresh}",
+            partition_by=self.partition_by,
+            partition=self.partition,
+        )
+
+
+def dataset_uri(datastore: Datastore, name: str) -> str:
+    """Return where the dataset `name` lies.
+
+    Asset key parts are joined by '.', and everything else that a path could take for more than
+    a name is percent-encoded: no name leads out of the datastore, none lies inside another.
+    """
+    parts = (quote(part, safe="").replace(".", "%2E") for part in name.split("/"))
+    folder = ".".join(parts)
+    return datastore.uri(f"%5F{folder[1:]}" if folder.startswith("_") else folder)

@@ -1,0 +1,439 @@
+"""One dataset as a Delta table: resolving a version of it, and committing a new one.
+
+Only this module touches the transaction log. A TabularDataset is a Delta table. A FileDataset is
+a small Delta table of file entries (`file_entries`), so that both kinds have one way to commit,
+to pin and to travel in time. See https://github.com/delta-io/delta/blob/master/PROTOCOL.md.
+"""
+
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from synapse_assets.datasets import file_entries
+from synapse_assets.datasets.attempt import StagedDataset
+from synapse_assets.datasets.parquet import read_footers
+from synapse_assets.datasets.slot import Slot, dataset_uri
+from synapse_assets.datasets.version import DataFile, DatasetKind, DatasetVersion
+from synapse_assets.datastore import Datastore
+from synapse_assets.errors import (
+    CommitConflictError,
+    DatasetNotFoundError,
+    PartitionNotFoundError,
+    SchemaChangedError,
+    StagedFilesError,
+    UnsupportedTableError,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable, Schema
+    from deltalake.transaction import AddAction
+
+# What Spark 3.4 with Delta 2.4 reads and writes without any table feature.
+_MAX_READER_VERSION = 1
+_MAX_WRITER_VERSION = 2
+
+_MAX_TRIES = 12
+_FIRST_WAIT_SECONDS = 0.05
+_MAX_WAIT_SECONDS = 2.0
+# How many of the newest commits are searched for one that has already been made.
+_HISTORY_SEARCHED = 200
+
+
+def resolve(
+    datastore: Datastore,
+    name: str,
+    *,
+    version: int | None = None,
+    partitions: Iterable[str] | None = None,
+) -> DatasetVersion:
+    """Return a reference to a version of a dataset: the newest, or the one asked for.
+
+    Args:
+        datastore: Where the dataset lies.
+        name: Name of the dataset.
+        version: Number of the version; None for the newest.
+        partitions: Restricts the reference to these partitions; None for all of them. Partitions
+            without data are left out as long as one of them has some.
+
+    Raises:
+        DatasetNotFoundError: There is no such dataset or version.
+        PartitionNotFoundError: None of the partitions has data.
+    """
+    uri = dataset_uri(datastore, name)
+    table = _open(datastore, uri, version=version)
+    if table is None:
+        raise DatasetNotFoundError(
+            f"Dataset '{name}' does not exist at {uri}. Materialize the asset first."
+        )
+    partition_by = next(iter(table.metadata().partition_columns), None)
+    wanted = None if partitions is None else set(partitions)
+    files = tuple(
+        file for file in _files(table, partition_by) if wanted is None or file.partition in wanted
+    )
+    if wanted and not files:
+        asked = ", ".join(sorted(wanted)[:5]) + (", …" if len(wanted) > 5 else "")
+        raise PartitionNotFoundError(
+            f"Dataset '{name}' (version {table.version()}) has no data for the partition(s) "
+            f"{asked}. Materialize them first."
+        )
+    kind = _kind(table)
+    if kind == "FileDataset":
+        files = tuple(file_entries.read(files, uri=uri, datastore=datastore))
+    return DatasetVersion(
+        name=name,
+        uri=uri,
+        kind=kind,
+        version=table.version(),
+        files=files,
+        schema=table.schema().to_json() if kind == "TabularDataset" else None,
+        partition_by=partition_by,
+    )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the log knows of one column's values.
+
+    Attributes:
+        lower: A value that none is below; None if the log does not know.
+        upper: A value that none is above; None if the log does not know.
+        nulls: Number of missing values; None if the log does not know.
+    """
+
+    lower: Any
+    upper: Any
+    nulls: int | None
+
+
+def column_bounds(datastore: Datastore, version: DatasetVersion) -> Mapping[str, Bounds]:
+    """Return the bounds of a table's columns over the files of a version, from its log alone.
+
+    The cost depends on the number of files, and not on the number of rows.
+    """
+    import pyarrow as pa
+
+    table = _open(datastore, version.uri, version=version.version)
+    if table is None:
+        raise DatasetNotFoundError(f"Dataset '{version.name}' is gone from {version.uri}.")
+    own = {file.path for file in version.files}
+    actions = [
+        action
+        for action in pa.table(table.get_add_actions(flatten=True)).to_pylist()
+        # A file without rows bounds nothing.
+        if unquote(action["path"]) in own and action["num_records"] != 0
+    ]
+    bounds = {}
+    for field in table.schema().fields:
+        if field.name == version.partition_by:
+            continue
+        lows, highs, nulls = (
+            [action.get(f"{statistic}.{field.name}") for action in actions]
+            for statistic in ("min", "max", "null_count")
+        )
+        bounds[field.name] = Bounds(
+            lower=None if None in lows else min(lows, default=None),
+            upper=None if None in highs else max(highs, default=None),
+            nulls=None if None in nulls else sum(nulls),
+        )
+    return bounds
+
+
+def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> DatasetVersion:
+    """Make staged files the new content of a slot, in one atomic transaction.
+
+    Committing the same attempt again changes nothing and returns the version that it made.
+
+    Args:
+        datastore: Where the dataset lies.
+        staged: The files, as the attempt's manifest lists them.
+        slot: The dataset, and the partition of it, whose content they become.
+
+    Returns:
+        A reference to the new version, restricted to the slot.
+
+    Raises:
+        StagedFilesError: Storage does not hold what the manifest lists; nothing was committed.
+        SchemaChangedError: The columns would change and the slot does not allow it.
+        UnsupportedTableError: The oldest supported reader could not read the result.
+        CommitConflictError: Other writers kept winning.
+    """
+    from deltalake import CommitProperties, Transaction
+    from deltalake.exceptions import CommitFailedError
+    from deltalake.transaction import create_table_with_add_actions
+
+    uri = dataset_uri(datastore, slot.name)
+    _check_files(datastore, uri, staged)
+    app_id = f"{slot.name}/{staged.attempt}"
+    properties = CommitProperties(
+        custom_metadata={"attempt": staged.attempt},
+        # A conflict must not be retried below us: the application transaction has to be
+        # looked at again before each try, since the log itself accepts it twice.
+        max_commit_retries=0,
+        app_transactions=[Transaction(app_id, 1, int(time.time() * 1000))],
+    )
+    new: tuple[Schema, list[AddAction]] | None = None
+    for attempt in range(_MAX_TRIES):
+        table = _open(datastore, uri)
+        if table is not None:
+            made = _version_of(table, app_id, staged.attempt)
+            if made is not None:
+                return resolve(datastore, slot.name, version=made, partitions=_only(slot))
+            _check_protocol(table, uri)
+        if new is None:
+            new = _new_content(datastore, uri, staged, slot)
+        schema, adds = new
+        try:
+            if table is None:
+                version = 0
+                create_table_with_add_actions(
+                    uri,
+                    schema,
+                    adds,
+                    mode="error",
+                    partition_by=_partition_columns(slot),
+                    name=slot.name,
+                    description=staged.kind,
+                    storage_options=datastore.delta_storage_options(),
+                    commit_properties=properties,
+                )
+            else:
+                version = table.version() + 1
+                table.create_write_transaction(
+                    adds,
+                    mode="overwrite",
+                    schema=_evolved(table, schema, staged.kind, slot),
+                    partition_by=_partition_columns(slot),
+                    partition_filters=_partition_filter(slot),
+                    commit_properties=properties,
+                )
+        except CommitFailedError:
+            pass
+        except Exception:
+            # Creating a table that another writer has just created fails with a bare error.
+            if table is not None or _open(datastore, uri) is None:
+                raise
+        else:
+            return resolve(datastore, slot.name, version=version, partitions=_only(slot))
+        wait = min(_MAX_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
+        time.sleep(random.uniform(wait / 2, wait))  # noqa: S311 -- jitter, not a secret
+    raise CommitConflictError(
+        f"Could not commit to dataset '{slot.name}' at {uri}: other writers won {_MAX_TRIES} "
+        "times in a row. Nothing was lost; run the step again, and give the asset a Dagster pool "
+        "so that it has one writer at a time."
+    )
+
+
+def _open(datastore: Datastore, uri: str, *, version: int | None = None) -> "DeltaTable | None":
+    """Return the table at `uri`, None if there is none. Any other trouble is an error."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
+    options = datastore.delta_storage_options()
+    try:
+        return DeltaTable(uri, version=version, storage_options=options)
+    except TableNotFoundError:
+        return None
+    except DeltaError as e:
+        if version is None:
+            raise
+        raise DatasetNotFoundError(
+            f"Version {version} of the dataset at {uri} cannot be read: {e}. "
+            "It never existed, or was vacuumed."
+        ) from e
+
+
+def _kind(table: "DeltaTable") -> DatasetKind:
+    is_files = table.metadata().description == "FileDataset"
+    return "FileDataset" if is_files else "TabularDataset"
+
+
+def _files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
+    """Return the table's Parquet files, from its log alone."""
+    import pyarrow as pa
+
+    actions = pa.table(table.get_add_actions(flatten=True))
+    partition = f"partition.{partition_by}"
+    columns = ["path", "size_bytes", "num_records"]
+    if partition_by is not None:
+        columns.append(partition)
+    return [
+        DataFile(
+            path=unquote(row["path"]),
+            size=row["size_bytes"],
+            rows=row["num_records"],
+            partition=row.get(partition),
+        )
+        for row in actions.select(columns).to_pylist()
+    ]
+
+
+def _check_files(datastore: Datastore, uri: str, staged: StagedDataset) -> None:
+    """Raise StagedFilesError unless storage holds every file of the manifest, at its size."""
+    filesystem = datastore.filesystem()
+    folder = f"{uri}/{staged.folder}"
+    found = filesystem.find(folder, detail=True)
+    sizes = {path: info["size"] for path, info in found.items()}
+    for file in staged.files:
+        path = f"{uri}/{file.path}"
+        if path not in sizes:
+            problem = "is missing"
+        elif sizes[path] != file.size:
+            problem = f"has {sizes[path]:,} bytes instead of {file.size:,}"
+        else:
+            continue
+        raise StagedFilesError(
+            f"Attempt {staged.attempt} is not committed: {path} {problem}. Run the step again; "
+            "the version before is untouched."
+        )
+
+
+def _new_content(
+    datastore: Datastore, uri: str, staged: StagedDataset, slot: Slot
+) -> "tuple[Schema, list[AddAction]]":
+    """Return the schema and the add actions of the staged files."""
+    from deltalake.transaction import AddAction
+
+    files: Sequence[DataFile] = staged.files
+    if staged.kind == "FileDataset":
+        files = [file_entries.write(staged, uri=uri, folder=slot.folder, datastore=datastore)]
+    if not files:
+        raise StagedFilesError(
+            f"Attempt {staged.attempt} wrote no Parquet file for '{slot.name}'. An empty table "
+            "is one file without rows; return an empty frame instead of nothing."
+        )
+    paths = [f"{uri}/{file.path}" for file in files]
+    footers = list(read_footers(paths, filesystem=datastore.arrow_filesystem()))
+    for file, footer in zip(files, footers, strict=True):
+        if file.rows is not None and file.rows != footer.rows:
+            raise StagedFilesError(
+                f"Attempt {staged.attempt} is not committed: {uri}/{file.path} holds "
+                f"{footer.rows:,} rows, its manifest says {file.rows:,}. Run the step again."
+            )
+        if not footer.schema.equals(footers[0].schema):
+            raise StagedFilesError(
+                f"Attempt {staged.attempt} is not committed: {file.path} and {files[0].path} "
+                "have different columns. Write one schema per step."
+            )
+    total = sum(footer.rows for footer in footers)
+    if staged.rows is not None and staged.rows != total:
+        raise StagedFilesError(
+            f"Attempt {staged.attempt} is not committed: its files hold {total:,} rows of "
+            f"'{slot.name}', its manifest says {staged.rows:,}. Run the step again."
+        )
+    values = {slot.partition_by: slot.partition} if slot.partition_by else {}
+    now = int(time.time() * 1000)
+    adds = [
+        # deltalake percent-encodes the path itself, as the protocol asks.
+        AddAction(file.path, file.size, values, now, True, footer.stats)
+        for file, footer in zip(files, footers, strict=True)
+    ]
+    return _delta_schema(footers[0].schema, slot), adds
+
+
+def _delta_schema(schema: "pa.Schema", slot: Slot) -> "Schema":
+    """Return the Delta schema of the files' columns and the partition column.
+
+    Raises:
+        UnsupportedTableError: A column has a type that the oldest supported reader lacks.
+    """
+    import pyarrow as pa
+    from deltalake import Schema
+    from deltalake.exceptions import DeltaError
+
+    for column in schema:
+        if pa.types.is_timestamp(column.type) and column.type.tz is None:
+            raise UnsupportedTableError(
+                f"Column '{column.name}' of '{slot.name}' is a timestamp without a time zone, "
+                "which Spark before 3.4 and Delta before 2.4 cannot read. Write it as UTC."
+            )
+    # Parquet's 'required' says nothing of the next version's rows, so every column may be null.
+    fields = [pa.field(column.name, column.type, nullable=True) for column in schema]
+    if slot.partition_by is not None and slot.partition_by not in schema.names:
+        fields.append(pa.field(slot.partition_by, pa.string()))
+    try:
+        return Schema.from_arrow(pa.schema(fields))
+    except (DeltaError, ValueError) as e:
+        raise UnsupportedTableError(
+            f"The columns of '{slot.name}' do not fit a Delta table: {e}. "
+            "Cast them to types that Delta has."
+        ) from e
+
+
+def _evolved(table: "DeltaTable", new: "Schema", kind: DatasetKind, slot: Slot) -> "Schema":
+    """Return the table's schema after the commit.
+
+    Raises:
+        SchemaChangedError: The columns would change in a way that the slot does not allow.
+    """
+    from deltalake import Schema
+
+    if kind != _kind(table) or table.metadata().partition_columns != _partition_columns(slot):
+        raise SchemaChangedError(
+            f"Dataset '{slot.name}' is a {_kind(table)} partitioned by "
+            f"{table.metadata().partition_columns or 'nothing'}; the new version would be a "
+            f"{kind} partitioned by {_partition_columns(slot) or 'nothing'}. Give the asset a "
+            "new key, or remove the old dataset."
+        )
+    old_types = {field.name: str(field.type) for field in table.schema().fields}
+    new_types = {field.name: str(field.type) for field in new.fields}
+    if old_types == new_types:
+        return table.schema()
+    changes = [
+        *(f"'{c}' is new" for c in new_types if c not in old_types),
+        *(f"'{c}' is gone" for c in old_types if c not in new_types),
+    ]
+    retyped = [c for c in old_types if c in new_types and old_types[c] != new_types[c]]
+    changes += [f"'{c}' changes from {old_types[c]} to {new_types[c]}" for c in retyped]
+    if slot.schema_change == "refuse":
+        raise SchemaChangedError(
+            f"The columns of '{slot.name}' would change: {'; '.join(changes)}. If that is meant, "
+            'set metadata={"schema_change": "evolve"} on the asset.'
+        )
+    if slot.partition is None:
+        return new
+    if retyped:
+        raise SchemaChangedError(
+            f"The columns of '{slot.name}' would change: {'; '.join(changes)}. Other partitions "
+            "hold the old type: give the asset a new key and materialize all of them."
+        )
+    added = [field for field in new.fields if field.name not in old_types]
+    return Schema([*table.schema().fields, *added])
+
+
+def _check_protocol(table: "DeltaTable", uri: str) -> None:
+    protocol = table.protocol()
+    reader, writer = protocol.min_reader_version, protocol.min_writer_version
+    if reader > _MAX_READER_VERSION or writer > _MAX_WRITER_VERSION:
+        raise UnsupportedTableError(
+            f"The Delta table at {uri} has protocol {reader}/{writer}; this package writes up to "
+            f"{_MAX_READER_VERSION}/{_MAX_WRITER_VERSION}, so that Spark 3.4 can read it. "
+            "Another program raised it; materialize into a new asset key."
+        )
+
+
+def _version_of(table: "DeltaTable", app_id: str, attempt: str) -> int | None:
+    """Return the version that an attempt has already committed, None if it has not."""
+    if table.transaction_version(app_id) is None:
+        return None
+    for entry in table.history(_HISTORY_SEARCHED):
+        if entry.get("attempt") == attempt:
+            return int(entry["version"])
+    return table.version()
+
+
+def _partition_columns(slot: Slot) -> list[str]:
+    return [] if slot.partition_by is None else [slot.partition_by]
+
+
+def _partition_filter(slot: Slot) -> list[tuple[str, str, str]] | None:
+    if slot.partition_by is None or slot.partition is None:
+        return None
+    return [(slot.partition_by, "=", slot.partition)]
+
+
+def _only(slot: Slot) -> list[str] | None:
+    return None if slot.partition is None else [slot.partition]

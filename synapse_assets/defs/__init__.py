@@ -1,0 +1,1 @@
+"""What Dagster shows: the Titanic pipeline, and the resources of each deployment."""

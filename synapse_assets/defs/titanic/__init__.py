@@ -1,0 +1,1 @@
+"""The how-to's pipeline as assets: Titanic.csv, prepared on Spark, trained on a CPU."""

@@ -1,0 +1,296 @@
+"""Takes an immutable snapshot of an arrival, and refuses what no later step could read.
+
+Rows are counted here without Spark, so that the check "rows in = prepared + quarantined"
+compares two independent counts. What one row is follows RFC 4180: a line, except that a line
+break inside a quoted field does not end the row. Blank lines (empty or only white space) are no
+rows. Only the rules that make a *file* unreadable live here; a bad *row* is `prepare`'s to judge.
+"""
+
+import csv
+import itertools
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from synapse_assets.steps.titanic_schema import COLUMNS, explain_wrong_header, parse_header
+
+logger = logging.getLogger(__name__)
+
+_PREVIEW_ROWS = 5
+_PREVIEW_CELL_CHARS = 40
+_PROGRESS_EVERY_ROWS = 1_000_000
+# Spark's CSV parser allocates its columns up front: it needs a limit, and dies beyond it.
+_MAX_FIELDS_IN_LINE = 1_000_000
+_MAX_FIELD_CHARS = 2**31 - 1
+# What Spark strips when it decides whether a line is blank: everything up to the space.
+_BLANKS = "".join(map(chr, range(33)))
+_END_OF_FILE = "synapse_assets: end of file"
+
+_WIDE_BYTE_ORDER_MARKS = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_FOREIGN_FORMATS = (
+    (b"\x1f\x8b", "a gzip file", "unpack it first"),
+    (b"PK\x03\x04", "a zip or Excel file", "unpack it, or save it as CSV, first"),
+    (b"BZh", "a bzip2 file", "unpack it first"),
+    (b"\xfd7zXZ\x00", "an xz file", "unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard file", "unpack it first"),
+    (b"PAR1", "a Parquet file", "export it as CSV first"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel file", "save it as CSV first"),
+    (b"%PDF-", "a PDF file", "export it as CSV first"),
+)
+
+
+@dataclass(frozen=True)
+class _Inspection:
+    rows: int
+    header: list[str]
+    preview: list[list[str]]
+
+
+def land(
+    landing: list[Path], titanic_input: Path, report: Callable[..., None]
+) -> dict[str, dict[str, str]]:
+    """Copy each landed file byte for byte and return its rows and columns by relative name.
+
+    Args:
+        landing: The files of one arrival, on the local disk.
+        titanic_input: The empty folder to fill.
+        report: Called with the arrival's row count and a preview of the first rows.
+
+    Raises:
+        ValueError: A file is missing, empty, not UTF-8 text, not CSV, or lacks a column.
+    """
+    if not landing:
+        raise ValueError("The arrival holds no file: put at least one CSV file under landing.")
+    for source in landing:
+        _refuse_what_is_no_file(source)
+    properties: dict[str, dict[str, str]] = {}
+    preview: list[list[str]] = []
+    total = 0
+    for source, name in zip(landing, _name_copies(landing), strict=True):
+        copy = titanic_input / name
+        shutil.copyfile(source, copy)
+        inspection = _inspect_csv(copy, file_name=source.name)
+        properties[name] = {"rows": str(inspection.rows), "columns": str(len(inspection.header))}
+        total += inspection.rows
+        # Files may order their columns differently; the preview shows one order.
+        order = [inspection.header.index(column) for column in COLUMNS]
+        for row in inspection.preview[: _PREVIEW_ROWS - len(preview)]:
+            preview.append([row[at] if at < len(row) else "" for at in order])
+        logger.info("%s: %d rows", name, inspection.rows)
+    report(
+        "titanic_input",
+        **{
+            "dagster/row_count": total,
+            "preview": {"raw_value": _format_markdown_table(preview), "type": "md"},
+        },
+    )
+    return properties
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise ValueError(
+            f"{path.name} is a link to {path.readlink()}, which does not exist: "
+            "mend the link, or land the file itself."
+        )
+    if path.is_dir():
+        raise ValueError(f"{path.name} is a folder: land the CSV files in it, one by one.")
+    if not path.exists():
+        raise ValueError(f"{path.name} does not exist any more: land it again.")
+    if not path.is_file():
+        raise ValueError(f"{path.name} is no regular file: land a CSV file.")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path.name} may not be read: give this user the right to read it.")
+
+
+def _name_copies(landing: list[Path]) -> list[str]:
+    """Return one name per landed file: its base name, numbered where that is taken.
+
+    Names that differ by case only count as taken, since some stores do not tell them apart.
+    """
+    wanted = {path.name.casefold() for path in landing}
+    taken: set[str] = set()
+    names: list[str] = []
+    for path in landing:
+        name = path.name
+        numbers = itertools.count(2)
+        while name.casefold() in taken or (name != path.name and name.casefold() in wanted):
+            name = f"{path.stem}-{next(numbers)}{path.suffix}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _inspect_csv(path: Path, *, file_name: str) -> _Inspection:
+    _refuse_foreign_format(path, file_name=file_name)
+    # surrogateescape keeps a byte that is not UTF-8 visible in its line, so that the message
+    # can name the line without a second pass.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        lines = _check_lines(text, file_name=file_name)
+        header = _check_header(next(lines), file_name=file_name)
+        by_lines = _count_rows_by_lines(lines)
+        if by_lines is not None:
+            return _Inspection(rows=by_lines[0], header=header, preview=by_lines[1])
+        text.seek(0)
+        rows, preview = _count_rows_by_quotes(
+            _check_lines(text, file_name=file_name), file_name=file_name
+        )
+        return _Inspection(rows=rows, header=header, preview=preview)
+
+
+def _refuse_foreign_format(path: Path, *, file_name: str) -> None:
+    with path.open("rb") as data:
+        head = data.read(16)
+    if not head:
+        raise ValueError(f"{file_name} is empty (0 bytes): land a CSV file with a header.")
+    for mark, encoding in _WIDE_BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            raise ValueError(f"{file_name}, line 1: the text is {encoding}: save it as UTF-8.")
+    for magic, what, remedy in _FOREIGN_FORMATS:
+        if head.startswith(magic):
+            raise ValueError(f"{file_name} is {what}, not CSV: {remedy}.")
+
+
+def _check_lines(text: TextIO, *, file_name: str) -> Iterator[str]:
+    """Yield each line with its end, refusing what is not UTF-8 text."""
+    for number, line in enumerate(text, start=1):
+        if "\0" in line:
+            raise ValueError(
+                f"{file_name}, line {number}: the text holds NUL bytes, as UTF-16 and UTF-32 do: "
+                "save it as UTF-8."
+            )
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                byte = ord(line[error.start]) - 0xDC00
+                raise ValueError(
+                    f"{file_name}, line {number}: the byte 0x{byte:02X} is not UTF-8: "
+                    "save the file as UTF-8."
+                ) from error
+        if len(line) > _MAX_FIELDS_IN_LINE and line.count(",") >= _MAX_FIELDS_IN_LINE:
+            raise ValueError(
+                f"{file_name}, line {number}: the line has more than {_MAX_FIELDS_IN_LINE:,} "
+                "commas: remove or mend the line."
+            )
+        yield line
+
+
+def _check_header(line: str, *, file_name: str) -> list[str]:
+    if not line.strip(_BLANKS):
+        raise ValueError(f"{file_name}, line 1: the line is blank: begin with the header.")
+    header = parse_header(line)
+    problem = explain_wrong_header(header, file_name=file_name)
+    if problem is not None:
+        raise ValueError(problem)
+    return header
+
+
+def _count_rows_by_lines(lines: Iterable[str]) -> tuple[int, list[list[str]]] | None:
+    """Count the lines as rows; return None as soon as a line holds an odd number of quotes.
+
+    A quoted field that spans lines leaves an odd number of quotes on the line it begins on.
+    """
+    rows = 0
+    preview: list[str] = []
+    for line in lines:
+        if line.count('"') % 2:
+            return None
+        if line.strip(_BLANKS):
+            rows += 1
+            if rows <= _PREVIEW_ROWS:
+                preview.append(line)
+            elif rows % _PROGRESS_EVERY_ROWS == 0:
+                logger.info("%d rows counted", rows)
+    with _UnlimitedFields():
+        return rows, [next(csv.reader([line])) for line in preview]
+
+
+def _count_rows_by_quotes(lines: Iterable[str], *, file_name: str) -> tuple[int, list[list[str]]]:
+    """Count the rows after the header of a file with line breaks inside fields."""
+    tracked = _LineTracker(lines)
+    reader = csv.reader(itertools.chain(tracked, [_END_OF_FILE]))
+    rows = -1
+    preview: list[list[str]] = []
+    begins_at = 1
+    row_end: str | None = None
+    with _UnlimitedFields():
+        for row in reader:
+            if row == [_END_OF_FILE]:
+                break
+            if row and row[-1].endswith(_END_OF_FILE):
+                raise ValueError(
+                    f"{file_name}, line {begins_at}: a quoted field of this row never ends: "
+                    "close the quote, or double it where it is part of the text."
+                )
+            row_end = _check_row_end(
+                tracked.line, row_end, file_name=file_name, line_number=reader.line_num
+            )
+            begins_at = reader.line_num + 1
+            if tracked.line.strip(_BLANKS):
+                rows += 1
+                if 1 <= rows <= _PREVIEW_ROWS:
+                    preview.append(row)
+    return rows, preview
+
+
+def _check_row_end(
+    line: str, expected: str | None, *, file_name: str, line_number: int
+) -> str | None:
+    """Return the line end of the rows so far, refusing a second kind of it.
+
+    Spark takes the first line end of a file with line breaks inside fields as that of all rows;
+    with two kinds it would glue rows together.
+    """
+    end = line[len(line.rstrip("\r\n")) :]
+    if not end or expected is None or end == expected:
+        return expected or end or None
+    names = {"\n": "LF", "\r": "CR", "\r\n": "CRLF"}
+    raise ValueError(
+        f"{file_name}, line {line_number}: the line ends with {names.get(end, repr(end))}, the "
+        f"lines before with {names.get(expected, repr(expected))}: save the file with one kind "
+        "of line end, since it also has line breaks inside fields."
+    )
+
+
+class _LineTracker:
+    """Iterates over lines and remembers the latest, which `csv.reader` does not tell."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = lines
+        self.line = ""
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.line = line
+            yield line
+
+
+class _UnlimitedFields:
+    """Lifts the csv module's limit of 131,072 characters per field, and restores it."""
+
+    def __enter__(self) -> None:
+        self._limit = csv.field_size_limit(_MAX_FIELD_CHARS)
+
+    def __exit__(self, *_: object) -> None:
+        csv.field_size_limit(self._limit)
+
+
+def _format_markdown_table(rows: list[list[str]]) -> str:
+    lines = [" | ".join(COLUMNS), " | ".join(["---"] * len(COLUMNS))]
+    lines += [" | ".join(_format_cell(cell) for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _format_cell(cell: str) -> str:
+    cut = cell if len(cell) <= _PREVIEW_CELL_CHARS else cell[: _PREVIEW_CELL_CHARS - 1] + "…"
+    return " ".join(cut.split()).replace("\\", "\\\\").replace("|", "\\|")

@@ -1,0 +1,524 @@
+"""Turns the landed CSV files into one typed table, and sets refused rows aside with a reason.
+
+Every row of the input comes out in exactly one of the two tables. Text becomes numbers only
+where a pattern has vouched for it, so that the step does the same with Spark's ANSI mode on
+(the default of Spark 4) and off (Spark 3).
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TypeVar
+from urllib.parse import unquote
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, Row, SparkSession, Window
+from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
+from pyspark.sql.types import StringType, StructField, StructType
+
+from synapse_assets.steps.titanic_schema import COLUMNS, explain_wrong_header, parse_header
+
+logger = logging.getLogger(__name__)
+
+_MAX_FIELD_CHARS = 10_000
+_MAX_SHOWN_CHARS = 40
+# `land` refuses a line with more fields; Spark's parser dies beyond its limit.
+_MAX_FIELDS_IN_LINE = 1_000_100
+_OLDEST_AGE_YEARS = 120
+_HIGHEST_FARE_POUNDS = 1_000_000
+# The historic medians and the port most passengers came aboard at, for a table that knows none.
+_AGE_WHERE_NONE_IS_KNOWN = 28.0
+_FARE_WHERE_NONE_IS_KNOWN = 14.4542
+_PORTS = ("S", "C", "Q")
+
+_RAGGED = "_corrupt_record"
+# url_decode takes a plus for a space; in a path it is a plus.
+_SOURCE_FILE = r"url_decode(replace(regexp_extract(_path, r'([^/]+)\z', 1), '+', '%2B'))"
+# SQL literals. \z and not $, which would let a trailing line break pass.
+_WHOLE_NUMBER = r"r'\A[0-9]{1,18}\z'"
+_SMALL_NUMBER = r"r'\A-?[0-9]{1,3}\z'"
+# No NaN, Infinity, hexadecimal or type suffix: Spark's cast would take them as numbers.
+_NUMBER = r"r'\A[+-]?(?:[0-9]{1,30}(?:[.][0-9]{0,30})?|[.][0-9]{1,30})(?:[eE][+-]?[0-9]{1,4})?\z'"
+_TITLE = r"""
+    CASE trim(regexp_extract(name, r',\s*([^,.]{1,40})[.]', 1))
+    WHEN 'Mr' THEN 'Mr'
+    WHEN 'Mrs' THEN 'Mrs' WHEN 'Mme' THEN 'Mrs'
+    WHEN 'Miss' THEN 'Miss' WHEN 'Mlle' THEN 'Miss' WHEN 'Ms' THEN 'Miss'
+    WHEN 'Master' THEN 'Master'
+    ELSE 'Rare' END
+"""
+
+_SNAKE_CASE = {
+    "PassengerId": "passenger_id",
+    "Survived": "survived",
+    "Pclass": "pclass",
+    "Name": "name",
+    "Sex": "sex",
+    "Age": "age",
+    "SibSp": "sib_sp",
+    "Parch": "parch",
+    "Ticket": "ticket",
+    "Fare": "fare",
+    "Cabin": "cabin",
+    "Embarked": "embarked",
+}
+# Spark does not tell Age from age: the text as it was read has names of its own.
+_TEXT = {name: f"{snake_case}_text" for name, snake_case in _SNAKE_CASE.items()}
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class _FileGroup:
+    """Files that Spark can read with one call: one header, one way to find the end of a row."""
+
+    header: tuple[str, ...]
+    line_breaks_in_fields: bool
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Fillings:
+    """What takes the place of missing values, learnt from the rows that are kept."""
+
+    rows: int
+    ages_missing: int
+    fares_missing: int
+    ports_missing: int
+    age_by_title_and_class: dict[tuple[str, int], float]
+    age_by_title: dict[str, float]
+    age: float
+    fare_by_class: dict[int, float]
+    fare: float
+    port: str
+
+
+def prepare(
+    spark: SparkSession, titanic_input: list[str], report: Callable[..., None]
+) -> dict[str, DataFrame]:
+    """Return the typed rows as `titanic_prepared` and the refused ones as `titanic_quarantined`.
+
+    A missing age becomes the median of the passenger's title and class, else of the title, else
+    of everyone; a missing fare the median of the class; a missing port the most common one; a
+    missing SibSp or Parch counts as 0. Of several good rows with one PassengerId the first in
+    the order of files and lines is kept, the later ones are refused.
+
+    Args:
+        spark: The session to read and compute with.
+        titanic_input: The URIs of the CSV files, glob characters escaped.
+        report: Called with how many values were filled.
+
+    Raises:
+        ValueError: There is no file, or a file's first line is not a header of the 12 columns.
+    """
+    if not titanic_input:
+        raise ValueError("titanic_input holds no file: land at least one CSV file.")
+    groups = _group_files(spark, titanic_input)
+    checked = reduce(
+        DataFrame.unionByName, [_check_rows(_read_files(spark, group), group) for group in groups]
+    )
+    # Numbered after the union: before it, each part would begin at 0 again.
+    checked = checked.withColumn("_row", F.monotonically_increasing_id())
+    # Both tables, the medians and the search for doubles read it: the text is parsed once.
+    checked = checked.persist(StorageLevel.MEMORY_AND_DISK)
+    kept, doubles = _split_off_doubles(checked.filter("is_bad = 0"))
+    fillings = _learn_fillings(kept)
+    logger.info("%d rows kept, %d ages to fill", fillings.rows, fillings.ages_missing)
+    report(
+        "titanic_prepared",
+        ages_imputed=fillings.ages_missing,
+        fares_imputed=fillings.fares_missing,
+        ports_imputed=fillings.ports_missing,
+    )
+    refused = _explain_refused(checked.filter("is_bad = 1"))
+    return {
+        "titanic_prepared": _fill_and_derive(kept, fillings),
+        "titanic_quarantined": refused if doubles is None else refused.unionByName(doubles),
+    }
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+def _group_files(spark: SparkSession, uris: Sequence[str]) -> list[_FileGroup]:
+    """Find each file's header, and whether its fields hold line breaks, in one pass over lines.
+
+    A quoted field that spans lines leaves an odd number of quotes on its first line. Only files
+    with such a line are read with multiLine, which forbids Spark to split them.
+    """
+    has_all_names = " AND ".join(f"contains(value, '{name}')" for name in COLUMNS)
+    found = (
+        spark.read.text(list(uris))
+        .selectExpr(
+            "value",
+            "_metadata.file_path AS path",
+            "monotonically_increasing_id() AS at",
+            """(octet_length(value) - octet_length(replace(value, '"', ''))) % 2 = 1 AS is_odd""",
+            f"_metadata.file_block_start = 0 AND {has_all_names} AS is_header",
+        )
+        .filter("is_odd OR is_header")
+        .selectExpr("path", "is_odd", "at", "IF(is_header, value, NULL) AS header")
+        .groupBy("path", "header")
+        .agg(F.max("is_odd").alias("is_odd"), F.min("at").alias("at"))
+        .collect()
+    )
+    by_path: dict[str, list[Row]] = {}
+    for row in found:
+        by_path.setdefault(row.path, []).append(row)
+    if len(by_path) < len(set(uris)):
+        with_header = {_decode_name(path) for path in by_path}
+        without = sorted({uri.rsplit("/", 1)[-1] for uri in uris} - with_header)
+        raise ValueError(
+            f"{', '.join(without) or 'A file'}, line 1: there is no header with the columns "
+            f"{', '.join(COLUMNS)}: begin the file with it."
+        )
+    paths_by_kind: dict[tuple[tuple[str, ...], bool], list[str]] = defaultdict(list)
+    for path, rows in sorted(by_path.items()):
+        header = _find_header(rows, file_name=_decode_name(path))
+        is_odd = any(row.is_odd for row in rows)
+        paths_by_kind[header, is_odd].append(_escape_glob(unquote(path)))
+    return [
+        _FileGroup(header=header, line_breaks_in_fields=is_odd, paths=tuple(paths))
+        for (header, is_odd), paths in paths_by_kind.items()
+    ]
+
+
+def _find_header(rows: Iterable[Row], *, file_name: str) -> tuple[str, ...]:
+    candidates = sorted((row.at, row.header) for row in rows if row.header is not None)
+    if not candidates:
+        raise ValueError(
+            f"{file_name}, line 1: there is no header with the columns {', '.join(COLUMNS)}: "
+            "begin the file with it."
+        )
+    names = parse_header(candidates[0][1])
+    problem = explain_wrong_header(names, file_name=file_name)
+    if problem is not None:
+        raise ValueError(problem)
+    return tuple(names)
+
+
+def _read_files(spark: SparkSession, group: _FileGroup) -> DataFrame:
+    names = [_TEXT[name] for name in group.header]
+    fields = [StructField(name, StringType()) for name in (*names, _RAGGED)]
+    rows = (
+        spark.read.schema(StructType(fields))
+        .option("header", True)
+        .option("encoding", "UTF-8")
+        .option("quote", '"')
+        .option("escape", '"')
+        .option("mode", "PERMISSIVE")
+        .option("columnNameOfCorruptRecord", _RAGGED)
+        .option("multiLine", group.line_breaks_in_fields)
+        .option("maxColumns", _MAX_FIELDS_IN_LINE)
+        .option("maxCharsPerColumn", -1)
+        .csv(list(group.paths))
+    )
+    return rows.selectExpr(
+        "*", "_metadata.file_path AS _path", "_metadata.file_block_start AS _block"
+    )
+
+
+def _decode_name(path: str) -> str:
+    return unquote(path).rsplit("/", 1)[-1]
+
+
+def _escape_glob(path: str) -> str:
+    return "".join(f"\\{char}" if char in "\\*?[]{}" else char for char in path)
+
+
+# --- checking ------------------------------------------------------------------------------
+
+
+def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
+    """Return the typed values of each row, whether they are good, and the text of a bad row.
+
+    A value is null where its text is missing or wrong. The reasons are written later, for the
+    few rows that need one: sentences for each row here would cost more than all the rest.
+    """
+    if group.line_breaks_in_fields:
+        # Spark skips white lines itself only where it reads line by line.
+        is_white = rf"coalesce({_RAGGED} rlike r'\A[\x01-\x20]*\z', false)"
+        rows = rows.filter(f"NOT {is_white}")
+    numbers = rows.selectExpr(
+        "*",
+        f"{_cast('PassengerId', _WHOLE_NUMBER, 'bigint')} AS passenger_id",
+        f"CASE {_trim('Survived')} WHEN '0' THEN 0 WHEN '1' THEN 1 END AS survived",
+        f"CASE {_trim('Pclass')} WHEN '1' THEN 1 WHEN '2' THEN 2 WHEN '3' THEN 3 END AS pclass",
+        f"nullif({_trim('Name')}, '') AS name",
+        f"IF(lower({_trim('Sex')}) IN ('male', 'female'), lower({_trim('Sex')}), NULL) AS sex",
+        f"{_cast('Age', _NUMBER, 'double')} AS age",
+        f"{_cast('SibSp', _SMALL_NUMBER, 'int')} AS sib_sp",
+        f"{_cast('Parch', _SMALL_NUMBER, 'int')} AS parch",
+        f"nullif({_trim('Ticket')}, '') AS ticket",
+        f"{_cast('Fare', _NUMBER, 'double')} AS fare",
+        f"nullif({_trim('Cabin')}, '') AS cabin",
+        f"CASE upper({_trim('Embarked')}) "
+        "WHEN 'S' THEN 'S' WHEN 'C' THEN 'C' WHEN 'Q' THEN 'Q' END AS embarked",
+    )
+    too_long = " OR ".join(f"length({text}) > {_MAX_FIELD_CHARS}" for text in _TEXT.values())
+    is_good = f"""
+        {_RAGGED} IS NULL
+        AND passenger_id IS NOT NULL AND survived IS NOT NULL AND pclass IS NOT NULL
+        AND name IS NOT NULL AND sex IS NOT NULL
+        AND IF(age IS NULL, {_is_missing("Age")}, age BETWEEN 0 AND {_OLDEST_AGE_YEARS})
+        AND IF(fare IS NULL, {_is_missing("Fare")}, fare BETWEEN 0 AND {_HIGHEST_FARE_POUNDS})
+        AND IF(sib_sp IS NULL, {_is_missing("SibSp")}, sib_sp >= 0)
+        AND IF(parch IS NULL, {_is_missing("Parch")}, parch >= 0)
+        AND (embarked IS NOT NULL OR {_is_missing("Embarked")})
+        AND NOT coalesce({too_long}, false)
+    """
+    in_file_order = ", ".join(_TEXT[name] for name in group.header)
+    return numbers.selectExpr("*", f"({is_good}) AS is_good").selectExpr(
+        "_path",
+        "_block",
+        # A number, since Spark skips cached batches by their minimum and maximum.
+        "IF(is_good, 0, 1) AS is_bad",
+        _RAGGED,
+        *[
+            f"coalesce({name}, IF(is_good, 0, NULL)) AS {name}"
+            if name in ("sib_sp", "parch")
+            else name
+            for name in _SNAKE_CASE.values()
+        ],
+        f"IF(is_good, {_TITLE}, NULL) AS title",
+        *[f"IF(is_good, NULL, {text}) AS {text}" for text in _TEXT.values()],
+        f"IF(is_good, NULL, coalesce({_RAGGED}, {_encode_csv_line(in_file_order)})) AS raw",
+    )
+
+
+def _trim(name: str) -> str:
+    return f"trim({_TEXT[name]})"
+
+
+def _is_missing(name: str) -> str:
+    return f"({_TEXT[name]} IS NULL OR {_trim(name)} = '')"
+
+
+def _cast(name: str, pattern: str, to: str) -> str:
+    return f"IF({_trim(name)} rlike {pattern}, CAST({_trim(name)} AS {to}), NULL)"
+
+
+def _encode_csv_line(values: str) -> str:
+    return (
+        f"to_csv(struct({values}), map('escape', '\"', 'emptyValue', '', "
+        "'ignoreLeadingWhiteSpace', 'false', 'ignoreTrailingWhiteSpace', 'false'))"
+    )
+
+
+def _explain_refused(refused: DataFrame) -> DataFrame:
+    """Return the quarantine's columns for rows that are ragged or hold a wrong value."""
+    is_ragged = f"{_RAGGED} IS NOT NULL"
+    long_fields = [
+        f"IF(length({text}) > {_MAX_FIELD_CHARS}, concat('{name} has ', length({text}), "
+        f"' characters, the limit is {_MAX_FIELD_CHARS}'), NULL)"
+        for name, text in _TEXT.items()
+    ]
+    wrong_values = [
+        *[_explain_missing(name) for name in ("PassengerId", "Survived", "Pclass", "Name", "Sex")],
+        _explain_wrong("PassengerId", "is not a whole number of up to 18 digits"),
+        _explain_wrong("Survived", "is not 0 or 1"),
+        _explain_wrong("Pclass", "is not 1, 2 or 3"),
+        _explain_wrong("Sex", "is not male or female"),
+        *_explain_number("Age", "is not a number", above=_OLDEST_AGE_YEARS),
+        *_explain_number("SibSp", "is not a whole number of up to 3 digits"),
+        *_explain_number("Parch", "is not a whole number of up to 3 digits"),
+        *_explain_number("Fare", "is not a number", above=_HIGHEST_FARE_POUNDS),
+        _explain_wrong("Embarked", "is not C, Q or S"),
+    ]
+    # The values of a ragged row may stand in the wrong columns: its one reason is its length.
+    reason = (
+        f"IF({is_ragged}, concat_ws('; ', {_explain_ragged()}, {', '.join(long_fields)}), "
+        f"concat_ws('; ', {', '.join([*wrong_values, *long_fields])}))"
+    )
+    return refused.selectExpr(
+        f"{_SOURCE_FILE} AS source_file",
+        f"substring({_TEXT['PassengerId']}, 1, 100) AS passenger_id",
+        f"{reason} AS reason",
+        "raw",
+    )
+
+
+def _explain_missing(name: str) -> str:
+    return f"IF({_is_missing(name)}, '{name} is missing', NULL)"
+
+
+def _explain_wrong(name: str, problem: str) -> str:
+    value = _SNAKE_CASE[name]
+    return (
+        f"IF({value} IS NULL AND NOT {_is_missing(name)}, "
+        f"concat('{name} \\'', {_cut(name)}, '\\' {problem}'), NULL)"
+    )
+
+
+def _explain_number(name: str, problem: str, *, above: int | None = None) -> list[str]:
+    value = _SNAKE_CASE[name]
+    reasons = [
+        _explain_wrong(name, problem),
+        f"IF({value} < 0, concat('{name} ', {_cut(name)}, ' is negative'), NULL)",
+    ]
+    if above is not None:
+        too_high = f"concat('{name} ', {_cut(name)}, ' is above {above}')"
+        reasons.append(f"IF({value} > {above}, {too_high}, NULL)")
+    return reasons
+
+
+def _cut(name: str) -> str:
+    text = _trim(name)
+    return (
+        f"IF(length({text}) > {_MAX_SHOWN_CHARS}, "
+        f"concat(substring({text}, 1, {_MAX_SHOWN_CHARS - 1}), '…'), {text})"
+    )
+
+
+def _explain_ragged() -> str:
+    # A doubled quote inside a quoted field reads as two quoted parts side by side, so that
+    # what is left outside of quotes has one comma per end of a field.
+    outside = f"""regexp_replace({_RAGGED}, '"[^"]*"?', '')"""
+    fields = f"1 + length({outside}) - length(replace({outside}, ',', ''))"
+    return (
+        f"concat('the row has ', {fields}, IF({fields} = 1, ' field', ' fields'), "
+        f"', the header has {len(COLUMNS)}')"
+    )
+
+
+# --- doubles -------------------------------------------------------------------------------
+
+
+def _split_off_doubles(good: DataFrame) -> tuple[DataFrame, DataFrame | None]:
+    """Return the rows to keep, and the quarantine's columns for later rows of one PassengerId."""
+    doubled = (
+        good.groupBy("passenger_id")
+        .agg(F.count(F.lit(1)).alias("rows"))
+        .filter("rows > 1")
+        .select("passenger_id")
+        .persist(StorageLevel.MEMORY_AND_DISK)
+    )
+    if doubled.count() == 0:
+        return good, None
+    # Rows of one block of a file are numbered in their order; blocks are not.
+    in_file_order = Window.partitionBy("passenger_id").orderBy("_path", "_block", "_row")
+    later = (
+        good.select("passenger_id", "_path", "_block", "_row")
+        .join(doubled, "passenger_id", "left_semi")
+        .select("_row", F.row_number().over(in_file_order).alias("place"))
+        .filter("place > 1")
+        .select("_row")
+        .persist(StorageLevel.MEMORY_AND_DISK)
+    )
+    values = [
+        f"regexp_replace(CAST({column} AS string), '[.]0$', '') AS {column}"
+        if column in ("age", "fare")
+        else column
+        for column in _SNAKE_CASE.values()
+    ]
+    doubles = good.join(later, "_row", "left_semi").selectExpr(
+        f"{_SOURCE_FILE} AS source_file",
+        "CAST(passenger_id AS string) AS passenger_id",
+        "concat('PassengerId ', passenger_id, ' is taken by an earlier row') AS reason",
+        f"{_encode_csv_line(', '.join(values))} AS raw",
+    )
+    return good.join(later, "_row", "left_anti"), doubles
+
+
+# --- filling -------------------------------------------------------------------------------
+
+
+def _learn_fillings(kept: DataFrame) -> _Fillings:
+    """Count the known values once, and take the medians from the counts.
+
+    Ages are counted by hundredths of a year, so that however many rows there are, at most
+    15 x 12,001 counts come to the driver, and the medians are exact to that.
+    """
+    counts = (
+        kept.selectExpr("title", "pclass", "fare", "embarked", "round(age, 2) AS age")
+        .groupBy("title", "pclass", "age")
+        .agg(
+            F.count(F.lit(1)).alias("rows"),
+            F.count("fare").alias("fares"),
+            *[F.count(F.when(F.col("embarked") == port, 1)).alias(port) for port in _PORTS],
+        )
+        .collect()
+    )
+    rows = sum(row.rows for row in counts)
+    ports = {port: sum(row[port] for row in counts) for port in _PORTS}
+    known = [(row.title, row.pclass, row.age, row.rows) for row in counts if row.age is not None]
+    fares_missing = rows - sum(row.fares for row in counts)
+    fares = _compute_median_fares(kept) if fares_missing else {}
+    age = _compute_medians([(None, age, n) for _, _, age, n in known]).get(None)
+    return _Fillings(
+        rows=rows,
+        ages_missing=rows - sum(n for *_, n in known),
+        fares_missing=fares_missing,
+        ports_missing=rows - sum(ports.values()),
+        age_by_title_and_class=_compute_medians(
+            [((title, pclass), age, n) for title, pclass, age, n in known]
+        ),
+        age_by_title=_compute_medians([(title, age, n) for title, _, age, n in known]),
+        age=_AGE_WHERE_NONE_IS_KNOWN if age is None else age,
+        fare_by_class={pclass: fare for pclass, fare in fares.items() if pclass is not None},
+        fare=fares.get(None, _FARE_WHERE_NONE_IS_KNOWN),
+        # The first of equals, which is also the answer where no port is known.
+        port=max(_PORTS, key=lambda port: ports[port]),
+    )
+
+
+def _compute_medians(counted: Iterable[tuple[_Key, float, int]]) -> dict[_Key, float]:
+    """Return the lower median per key of (key, value, how often)."""
+    by_key: dict[_Key, list[tuple[float, int]]] = defaultdict(list)
+    for key, value, times in counted:
+        by_key[key].append((value, times))
+    medians: dict[_Key, float] = {}
+    for key, values in by_key.items():
+        half = sum(times for _, times in values) / 2
+        seen = 0
+        for value, times in sorted(values):
+            seen += times
+            if seen >= half:
+                medians[key] = value
+                break
+    return medians
+
+
+def _compute_median_fares(kept: DataFrame) -> dict[int | None, float]:
+    """Return the median fare per class, and over all of them under None."""
+    found = kept.rollup("pclass").agg(F.percentile_approx("fare", 0.5).alias("fare")).collect()
+    return {row.pclass: row.fare for row in found if row.fare is not None}
+
+
+def _fill_and_derive(kept: DataFrame, fillings: _Fillings) -> DataFrame:
+    ages = [
+        f"WHEN title = '{title}' AND pclass = {pclass} THEN {median}D"
+        for (title, pclass), median in sorted(fillings.age_by_title_and_class.items())
+    ] + [
+        f"WHEN title = '{title}' THEN {median}D"
+        for title, median in sorted(fillings.age_by_title.items())
+    ]
+    fares = [
+        f"WHEN pclass = {pclass} THEN {median}D"
+        for pclass, median in sorted(fillings.fare_by_class.items())
+    ]
+    return kept.selectExpr(
+        "*",
+        "sib_sp + parch + 1 AS family_size",
+        "regexp_extract(upper(cabin), '^([A-GT])', 1) AS letter",
+    ).selectExpr(
+        "passenger_id",
+        "survived",
+        "pclass",
+        "name",
+        "sex",
+        f"coalesce(age, CASE {' '.join(ages)} WHEN true THEN {fillings.age}D END) AS age",
+        "sib_sp",
+        "parch",
+        "ticket",
+        f"coalesce(fare, CASE {' '.join(fares)} WHEN true THEN {fillings.fare}D END) AS fare",
+        "cabin",
+        f"coalesce(embarked, '{fillings.port}') AS embarked",
+        "title",
+        "family_size",
+        "family_size = 1 AS is_alone",
+        "IF(letter != '', letter, 'U') AS deck",
+        "age IS NULL AS age_imputed",
+    )
