@@ -257,7 +257,6 @@ def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
         f"CASE upper({_trim('Embarked')}) "
         "WHEN 'S' THEN 'S' WHEN 'C' THEN 'C' WHEN 'Q' THEN 'Q' END AS embarked",
     )
-    too_long = " OR ".join(f"length({text}) > {_MAX_FIELD_CHARS}" for text in _TEXT.values())
     is_good = f"""
         {_RAGGED} IS NULL
         AND passenger_id IS NOT NULL AND survived IS NOT NULL AND pclass IS NOT NULL
@@ -267,7 +266,9 @@ def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
         AND IF(sib_sp IS NULL, {_is_missing("SibSp")}, sib_sp >= 0)
         AND IF(parch IS NULL, {_is_missing("Parch")}, parch >= 0)
         AND (embarked IS NOT NULL OR {_is_missing("Embarked")})
-        AND NOT coalesce({too_long}, false)
+        AND length(name) <= {_MAX_FIELD_CHARS}
+        AND coalesce(length(ticket), 0) <= {_MAX_FIELD_CHARS}
+        AND coalesce(length(cabin), 0) <= {_MAX_FIELD_CHARS}
     """
     in_file_order = ", ".join(_TEXT[name] for name in group.header)
     return numbers.selectExpr("*", f"({is_good}) AS is_good").selectExpr(
@@ -275,7 +276,6 @@ def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
         "_block",
         # A number, since Spark skips cached batches by their minimum and maximum.
         "IF(is_good, 0, 1) AS is_bad",
-        _RAGGED,
         *[
             f"coalesce({name}, IF(is_good, 0, NULL)) AS {name}"
             if name in ("sib_sp", "parch")
@@ -283,7 +283,7 @@ def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
             for name in _SNAKE_CASE.values()
         ],
         f"IF(is_good, {_TITLE}, NULL) AS title",
-        *[f"IF(is_good, NULL, {text}) AS {text}" for text in _TEXT.values()],
+        f"IF(is_good, NULL, struct({', '.join([*_TEXT.values(), _RAGGED])})) AS refused",
         f"IF(is_good, NULL, coalesce({_RAGGED}, {_encode_csv_line(in_file_order)})) AS raw",
     )
 
@@ -311,9 +311,9 @@ def _explain_refused(refused: DataFrame) -> DataFrame:
     """Return the quarantine's columns for rows that are ragged or hold a wrong value."""
     is_ragged = f"{_RAGGED} IS NOT NULL"
     long_fields = [
-        f"IF(length({text}) > {_MAX_FIELD_CHARS}, concat('{name} has ', length({text}), "
-        f"' characters, the limit is {_MAX_FIELD_CHARS}'), NULL)"
-        for name, text in _TEXT.items()
+        f"IF(length({_trim(name)}) > {_MAX_FIELD_CHARS}, concat('{name} has ', "
+        f"length({_trim(name)}), ' characters, the limit is {_MAX_FIELD_CHARS}'), NULL)"
+        for name in COLUMNS
     ]
     wrong_values = [
         *[_explain_missing(name) for name in ("PassengerId", "Survived", "Pclass", "Name", "Sex")],
@@ -332,7 +332,7 @@ def _explain_refused(refused: DataFrame) -> DataFrame:
         f"IF({is_ragged}, concat_ws('; ', {_explain_ragged()}, {', '.join(long_fields)}), "
         f"concat_ws('; ', {', '.join([*wrong_values, *long_fields])}))"
     )
-    return refused.selectExpr(
+    return refused.select("*", "refused.*").selectExpr(
         f"{_SOURCE_FILE} AS source_file",
         f"substring({_TEXT['PassengerId']}, 1, 100) AS passenger_id",
         f"{reason} AS reason",

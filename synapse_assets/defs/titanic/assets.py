@@ -10,6 +10,7 @@ from synapse_assets.datasets.attempt import StagedDataset
 from synapse_assets.datasets.landing import find_arrival
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
+from synapse_assets.defs.titanic import columns
 
 GROUP = "titanic"
 LANDING_FOLDER = "landing/titanic"
@@ -37,7 +38,7 @@ landing = dg.AssetSpec(
     kinds={"python", "csv"},
     owners=["team:data"],
     code_version=LAND.code_version,
-    metadata={"partition_by": "arrival"},
+    metadata={"partition_by": "arrival", "dagster/column_schema": columns.input_schema()},
     pool="titanic_input",
 )
 def titanic_input(
@@ -55,7 +56,11 @@ def titanic_input(
             kinds={"pyspark", "deltalake"},
             owners=["team:data"],
             code_version=PREPARE.code_version,
-            metadata={"partition_by": "arrival"},
+            metadata={
+                "partition_by": "arrival",
+                "dagster/column_schema": columns.prepared_schema(),
+                "dagster/column_lineage": columns.prepared_lineage(),
+            },
             description="One row per passenger: typed columns, missing ages filled, title, "
             "family size and deck derived.",
         ),
@@ -64,7 +69,10 @@ def titanic_input(
             kinds={"pyspark", "deltalake"},
             owners=["team:data"],
             code_version=PREPARE.code_version,
-            metadata={"partition_by": "arrival"},
+            metadata={
+                "partition_by": "arrival",
+                "dagster/column_lineage": columns.quarantined_lineage(),
+            },
             description="One row per refused row of the input, with the reason and its raw text.",
         ),
     },

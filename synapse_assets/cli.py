@@ -1,0 +1,172 @@
+"""The command line: `synapse-assets run`, `sample` and `ui`."""
+
+import argparse
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synapse_assets import settings
+from synapse_assets.errors import SynapseAssetsError
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+_SAMPLE_ROWS = 891
+_SAMPLE_SEED = 1912
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 for success, 1 for a failure, 130 for an interruption."""
+    options = _parser().parse_args(arguments)
+    project = _project_folder()
+    settings.set_defaults(project)
+    try:
+        sys.exit(options.run(options, project))
+    except (SynapseAssetsError, ValueError) as e:
+        print(f"synapse-assets: {e}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as e:
+        print(f"synapse-assets: {e.filename or ''}: {e.strerror or e}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nsynapse-assets: interrupted; what was committed before is whole.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="synapse-assets", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="materialize the whole pipeline for one file")
+    run.add_argument("--input", type=Path, help="a CSV file; a generated sample if not given")
+    run.set_defaults(run=_run)
+
+    sample = commands.add_parser("sample", help="write a CSV file in the form of Titanic.csv")
+    sample.add_argument("--rows", type=int, default=_SAMPLE_ROWS, help="number of passengers")
+    sample.add_argument("--seed", type=int, default=_SAMPLE_SEED, help="same seed, same bytes")
+    sample.add_argument("--out", type=Path, required=True, help="file to write")
+    sample.set_defaults(run=_sample)
+
+    ui = commands.add_parser("ui", help="open the Dagster UI on this project")
+    ui.add_argument("--port", type=int, default=3000, help="port on 127.0.0.1")
+    ui.set_defaults(run=_ui)
+    return parser
+
+
+def _project_folder() -> Path:
+    """Return the folder that holds workspace.yaml: the checkout, or where we were called."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "workspace.yaml").exists() else Path.cwd()
+
+
+def _home(project: Path) -> Path:
+    return Path(os.environ.get("DAGSTER_HOME") or project / ".synapse_assets" / "dagster_home")
+
+
+def _sample(options: argparse.Namespace, _project: Path) -> int:
+    from synapse_assets.sample import write_sample
+
+    started = time.monotonic()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_sample(options.out, rows=options.rows, seed=options.seed)
+    size = options.out.stat().st_size
+    seconds = time.monotonic() - started
+    print(f"{options.out}: {options.rows:,} rows, {size:,} bytes, {seconds:.1f} s")
+    return 0
+
+
+def _landed_sample(project: Path) -> Path:
+    """Return the sample that stands in where no input is given, written on first use."""
+    from synapse_assets.sample import write_sample
+
+    path = project / ".synapse_assets" / "sample" / "sample.csv"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sample(path, rows=_SAMPLE_ROWS, seed=_SAMPLE_SEED)
+    return path
+
+
+def _run(options: argparse.Namespace, project: Path) -> int:
+    from synapse_assets.compute.spark.java import require_java
+    from synapse_assets.steps.land import check_header
+
+    # Whatever would stop the run is looked for before any of the slow imports.
+    require_java()
+    source = options.input or _landed_sample(project)
+    check_header(source)
+
+    from synapse_assets import pipeline
+    from synapse_assets.console import Console
+    from synapse_assets.definitions import defs
+    from synapse_assets.defs.resources import resources_of
+
+    started = time.monotonic()
+    home = _home(project)
+    pipeline.prepare_home(home)
+    datastore = resources_of(settings.deployment())["datastore"]
+    datastore = datastore.process_config_and_initialize()
+    arrival = pipeline.land_file(datastore, source)
+    console = Console(home / "logs" / f"run-{time.strftime('%Y%m%d-%H%M%S')}.log")
+    console.say(f"{source} has landed as the arrival '{arrival}'.")
+    with pipeline.open_instance(home) as instance, console.capture():
+        pipeline.register_arrivals(instance, datastore)
+        pipeline.observe_arrival(instance, datastore, arrival)
+        definitions = defs()
+        stale = pipeline.find_stale(instance, definitions, datastore, arrival)
+        outcome = pipeline.Outcome(success=True)
+        if stale:
+            console.plan(stale)
+            outcome = pipeline.execute(
+                instance,
+                definitions,
+                arrival=arrival,
+                selection=list(stale),
+                on_event=console.on_event,
+            )
+        console.summarize(
+            pipeline.summarize(instance, definitions, datastore, arrival),
+            stale=stale,
+            seconds=time.monotonic() - started,
+        )
+    for failure in outcome.failures:
+        console.say(f"FAILED  {failure}")
+    if not outcome.success:
+        console.say(f"The whole log: {console.log_file}")
+        return 1
+    console.say("Next: `make ui` shows the lineage, the plots and the logs in your browser.")
+    return 0
+
+
+def _ui(options: argparse.Namespace, project: Path) -> int:
+    from synapse_assets.compute.spark.java import require_java
+
+    require_java()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", options.port))
+        except OSError as e:
+            raise SynapseAssetsError(
+                f"Port {options.port} is taken ({e.strerror}). Stop what uses it, or choose "
+                f"another: make ui PORT={options.port + 1}"
+            ) from e
+
+    from synapse_assets import pipeline
+    from synapse_assets.defs.resources import resources_of
+
+    home = _home(project)
+    pipeline.prepare_home(home)
+    datastore = resources_of(settings.deployment())["datastore"].process_config_and_initialize()
+    with pipeline.open_instance(home) as instance:
+        if not pipeline.register_arrivals(instance, datastore):
+            pipeline.land_file(datastore, _landed_sample(project))
+            pipeline.register_arrivals(instance, datastore)
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(project / "workspace.yaml")]
+    command += ["--host", "127.0.0.1", "--port", str(options.port)]
+    print(f"Dagster's UI comes up on http://127.0.0.1:{options.port} (Ctrl-C ends it).", flush=True)
+    os.chdir(project)
+    os.execv(sys.executable, command)  # noqa: S606 -- this process becomes dagster's

@@ -1,0 +1,138 @@
+"""What the command line prints: a plan, progress while it works, and a summary."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+
+_STDOUT, _STDERR = 1, 2
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one asset holds now.
+
+    Attributes:
+        key: The asset.
+        version: Number of the dataset's version; None if there is none.
+        content: Rows or files, in words.
+        size: Size in bytes.
+        seconds: How long its step took when it last ran.
+        uri: Where it lies.
+        note: What is worth knowing beside that, for example the model's accuracy.
+    """
+
+    key: dg.AssetKey
+    version: int | None
+    content: str
+    size: int
+    seconds: float | None
+    uri: str
+    note: str = ""
+
+
+class Console:
+    """Prints to the terminal, while everything that others print goes to a log file."""
+
+    def __init__(self, log_file: Path) -> None:
+        """Create the console; `log_file` takes what Dagster and the steps print."""
+        self.log_file = log_file
+        self._terminal = os.fdopen(os.dup(_STDOUT), "w", buffering=1, encoding="utf-8")
+        self._started = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print a line to the terminal."""
+        print(line, file=self._terminal, flush=True)
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Send stdout and stderr, also of subprocesses, to the log file."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        saved = [(descriptor, os.dup(descriptor)) for descriptor in (_STDOUT, _STDERR)]
+        with self.log_file.open("ab") as log:
+            for descriptor, _ in saved:
+                os.dup2(log.fileno(), descriptor)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, copy in saved:
+                os.dup2(copy, descriptor)
+                os.close(copy)
+
+    def plan(self, stale: Mapping[dg.AssetKey, str]) -> None:
+        """Print what is going to run, and why."""
+        for key, reason in stale.items():
+            self.say(f"  {key.to_user_string():<20} {reason}")
+
+    def on_event(self, entry: dg.EventLogEntry) -> None:
+        """Print an entry of the event log, if it tells of progress."""
+        text = self._progress(entry)
+        if text is not None:
+            self.say(f"{time.monotonic() - self._started:7.1f} s  {text}")
+
+    def _progress(self, entry: dg.EventLogEntry) -> str | None:
+        event = entry.dagster_event
+        step = entry.step_key or ""
+        if event is None:
+            # What a step logged; Pipes' own messages tell a user nothing.
+            is_noise = entry.user_message.startswith("[pipes]")
+            return None if is_noise or not step else f"{step}: {entry.user_message}"
+        if event.is_step_start:
+            return f"{step} starts"
+        if event.is_step_materialization:
+            return f"{event.asset_key.to_user_string() if event.asset_key else step} is committed"
+        if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            mark = "passed" if check.passed else f"FAILED ({check.severity.value})"
+            return f"check {check.check_name} {mark}: {check.description or ''}"
+        if event.is_step_failure:
+            return f"{step} FAILED"
+        return None
+
+    def summarize(
+        self, summaries: Sequence[Summary], *, stale: Mapping[dg.AssetKey, str], seconds: float
+    ) -> None:
+        """Print one line per asset: what it holds now, and whether this run made it."""
+        header = ["asset", "version", "content", "size", "seconds", "where"]
+        rows = [
+            [
+                summary.key.to_user_string(),
+                "-" if summary.version is None else str(summary.version),
+                summary.content,
+                _format_size(summary.size),
+                ("-" if summary.seconds is None else f"{summary.seconds:.1f}")
+                if summary.key in stale
+                else "up to date",
+                summary.uri,
+            ]
+            for summary in summaries
+        ]
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        self.say("")
+        for row in [header, *rows]:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            self.say("  ".join(cells).rstrip())
+        self.say("")
+        for summary in summaries:
+            if summary.note:
+                self.say(summary.note)
+        if not stale:
+            self.say("Nothing to do: same code and same input as when each asset was made.")
+        self.say(f"{seconds:.1f} s in all.")
+
+
+def _format_size(size: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,330 @@
+"""Running the whole pipeline from the command line: land a file, see what is stale, execute.
+
+What a run of the command line does here, the Dagster UI does with the same definitions and the
+same instance; both see each other's work.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.data_version import (
+    CachingStaleStatusResolver,
+    StaleCause,
+    StaleStatus,
+)
+from dagster._core.loader import LoadingContext
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.event_api import PartitionKeyFilter
+
+from synapse_assets.console import Summary
+from synapse_assets.datasets.landing import find_arrival, list_arrivals
+from synapse_assets.datasets.table import resolve
+from synapse_assets.datastore import Datastore
+from synapse_assets.defs.titanic.assets import ARRIVALS, LANDING_FOLDER, titanic_pipeline
+from synapse_assets.errors import (
+    ConfigurationError,
+    DatasetNotFoundError,
+    PartitionNotFoundError,
+)
+
+_INSTANCE_YAML = """\
+telemetry:
+  enabled: false
+concurrency:
+  pools:
+    # One writer per dataset at a time: a pool is named after the dataset it writes.
+    default_limit: 1
+    granularity: op
+"""
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        success: Whether every asset was materialized and every blocking check passed.
+        failures: One sentence per step that failed.
+    """
+
+    success: bool
+    failures: tuple[str, ...] = ()
+
+
+@contextmanager
+def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    """Open the Dagster instance that lives in `home`, made on first use."""
+    prepare_home(home)
+    os.environ["DAGSTER_HOME"] = str(home)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def prepare_home(home: Path) -> None:
+    """Create a DAGSTER_HOME with this project's settings, unless it has some.
+
+    Raises:
+        ConfigurationError: The folder cannot be written.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        settings = home / "dagster.yaml"
+        if not settings.exists():
+            settings.write_text(_INSTANCE_YAML)
+    except OSError as e:
+        raise ConfigurationError(
+            f"Cannot write to {home}: {e.strerror}. Make it writable, or set DAGSTER_HOME to a "
+            "folder that is."
+        ) from e
+
+
+def land_file(datastore: Datastore, source: Path) -> str:
+    """Copy a file into the landing folder and return the name of its arrival.
+
+    A file that is there already with the same content is left alone, so it does not arrive anew.
+
+    Raises:
+        ConfigurationError: The landing folder cannot be written.
+    """
+    target = Path(datastore.uri(LANDING_FOLDER, source.name))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not (target.exists() and _sha256(target) == _sha256(source)):
+            # The landing folder ignores .tmp files: a half-copied file never arrives.
+            partial = target.with_name(f"{target.name}.tmp")
+            shutil.copyfile(source, partial)
+            partial.replace(target)
+    except OSError as e:
+        raise ConfigurationError(
+            f"Cannot copy {source} to {target}: {e.strerror}. Make the datastore writable, or "
+            "set SYNAPSE_ASSETS_DATASTORE to a folder that is."
+        ) from e
+    return target.stem
+
+
+def register_arrivals(instance: dg.DagsterInstance, datastore: Datastore) -> list[str]:
+    """Make every arrival of the landing folder a partition, and return their names."""
+    names = sorted(list_arrivals(datastore, LANDING_FOLDER))
+    known = set(instance.get_dynamic_partitions(_partitions_name()))
+    if set(names) - known:
+        instance.add_dynamic_partitions(_partitions_name(), sorted(set(names) - known))
+    return names
+
+
+def observe_arrival(instance: dg.DagsterInstance, datastore: Datastore, arrival: str) -> None:
+    """Tell Dagster the data version of an arrival, if it is a new one."""
+    blobs = find_arrival(datastore, LANDING_FOLDER, arrival).files
+    digest = hashlib.sha256("\0".join(f"{b.name}\0{b.etag}" for b in blobs).encode())
+    version = digest.hexdigest()[:16]
+    key = dg.AssetKey("landing")
+    latest = instance.fetch_observations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[arrival]), limit=1
+    ).records
+    observed = latest[0].asset_observation if latest else None
+    if observed is None or observed.data_version != version:
+        instance.report_runless_asset_event(
+            dg.AssetObservation(
+                asset_key=key,
+                partition=arrival,
+                metadata={"files": len(blobs), "size_bytes": sum(b.size for b in blobs)},
+                tags={"dagster/data_version": version},
+            )
+        )
+
+
+def find_stale(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    datastore: Datastore,
+    arrival: str,
+) -> dict[dg.AssetKey, str]:
+    """Return the assets that a run for an arrival has to materialize, each with the reason.
+
+    Staleness is Dagster's own, as its UI shows it. An asset is stale, too, if its data is gone
+    from the datastore, or if a blocking check of it failed: nothing may go on from there.
+    """
+    graph = definitions.resolve_asset_graph()
+    # Dagster's public API does not tell what is stale; its UI asks this class, through GraphQL.
+    resolver = CachingStaleStatusResolver(instance, graph, _Loaders(instance))
+    stale: dict[dg.AssetKey, str] = {}
+    for key in graph.toposorted_asset_keys:
+        node = graph.get(key)
+        if not node.is_materializable:
+            continue
+        partition = arrival if node.is_partitioned else None
+        parents = [parent.to_user_string() for parent in node.parent_keys if parent in stale]
+        reason: str | None = None
+        if resolver.get_status(key, partition) is StaleStatus.MISSING:
+            reason = "has never been materialized"
+        elif resolver.get_status(key, partition) is StaleStatus.STALE:
+            causes = resolver.get_stale_causes(key, partition)
+            reason = "; ".join(dict.fromkeys(_cause(cause) for cause in causes))
+        elif parents:
+            reason = f"depends on {', '.join(sorted(parents))}"
+        elif not _is_stored(datastore, key, partition):
+            reason = "its data is gone from the datastore"
+        else:
+            reason = _failed_blocking_check(instance, graph, key, partition)
+        if reason is not None:
+            stale[key] = reason
+    # The outputs of one step are written together.
+    for key in list(stale):
+        for sibling in graph.get(key).execution_set_asset_keys:
+            stale.setdefault(sibling, f"is written together with {key.to_user_string()}")
+    return stale
+
+
+def execute(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    *,
+    arrival: str,
+    selection: Sequence[dg.AssetKey],
+    on_event: Callable[[dg.EventLogEntry], None],
+) -> Outcome:
+    """Materialize the selected assets for one arrival, in one run.
+
+    Args:
+        instance: Where the run is recorded.
+        definitions: The code location.
+        arrival: The partition.
+        selection: The assets.
+        on_event: Called with each entry of the event log as it is written.
+    """
+    job = definitions.resolve_job_def(titanic_pipeline.name)
+    run_id = str(uuid.uuid4())
+    failures: list[str] = []
+
+    def listen(entry: dg.EventLogEntry) -> None:
+        event = entry.dagster_event
+        if event is not None and event.is_step_failure:
+            failures.append(_sentence(event))
+        on_event(entry)
+
+    instance.add_event_listener(run_id, listen)
+    result = job.execute_in_process(
+        instance=instance,
+        partition_key=arrival,
+        asset_selection=list(selection),
+        run_id=run_id,
+        raise_on_error=False,
+    )
+    return Outcome(success=result.success, failures=tuple(failures))
+
+
+def summarize(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    datastore: Datastore,
+    arrival: str,
+) -> list[Summary]:
+    """Return what each asset holds now, in the order in which they depend on each other."""
+    graph = definitions.resolve_asset_graph()
+    summaries = []
+    for key in graph.toposorted_asset_keys:
+        node = graph.get(key)
+        if not node.is_materializable:
+            continue
+        partitions = [arrival] if node.is_partitioned else None
+        try:
+            version = resolve(datastore, "/".join(key.path), partitions=partitions)
+        except (DatasetNotFoundError, PartitionNotFoundError):
+            summaries.append(Summary(key, None, "nothing yet", 0, None, ""))
+            continue
+        latest = instance.get_latest_materialization_event(key)
+        materialization = latest.asset_materialization if latest else None
+        metadata = materialization.metadata if materialization else {}
+        is_table = version.kind == "TabularDataset"
+        count = version.rows if is_table else len(version.files)
+        accuracy = metadata.get("accuracy")
+        summaries.append(
+            Summary(
+                key=key,
+                version=version.version,
+                content=f"{count:,} {'rows' if is_table else 'files'}",
+                size=version.size,
+                seconds=getattr(metadata.get("seconds"), "value", None),
+                uri=version.uri,
+                note=f"Cross-validated accuracy: {accuracy.value:.3f}" if accuracy else "",
+            )
+        )
+    return summaries
+
+
+class _Loaders(LoadingContext):
+    """What the staleness resolver keeps its cached look-ups in."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._loaders: dict[Any, Any] = {}
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        return self._instance
+
+    @property
+    def loaders(self) -> dict[Any, Any]:
+        return self._loaders
+
+
+def _cause(cause: StaleCause) -> str:
+    subject = cause.dependency or cause.asset_key
+    return f"{subject.to_user_string()} {cause.reason}" if cause.dependency else cause.reason
+
+
+def _is_stored(datastore: Datastore, key: dg.AssetKey, partition: str | None) -> bool:
+    try:
+        resolve(datastore, "/".join(key.path), partitions=[partition] if partition else None)
+    except (DatasetNotFoundError, PartitionNotFoundError):
+        return False
+    return True
+
+
+def _failed_blocking_check(
+    instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetKey, partition: str | None
+) -> str | None:
+    """Return that a blocking check of an asset failed when it was last run, None if none did."""
+    keys = [k for k in graph.get_check_keys_for_assets({key}) if graph.get_check_spec(k).blocking]
+    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        keys, PartitionKeyFilter(partition)
+    )
+    for check_key, record in records.items():
+        if record.status is AssetCheckExecutionRecordStatus.FAILED:
+            return f"its check {check_key.name} failed"
+    return None
+
+
+def _sentence(event: dg.DagsterEvent) -> str:
+    """Return the first line of the error that made a step fail."""
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    message = error.message if error is not None else event.message or "failed"
+    # Dagster puts the class before the message.
+    sentence = re.sub(r"^[\w.]+Error: ", "", message.strip().splitlines()[0])
+    return f"{event.step_key}: {sentence}"
+
+
+def _partitions_name() -> str:
+    if ARRIVALS.name is None:
+        raise AssertionError("the arrivals are a named set of partitions")
+    return ARRIVALS.name
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
