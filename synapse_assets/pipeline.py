@@ -297,7 +297,7 @@ def _failed_blocking_check(
     """Return that a blocking check of an asset failed when it was last run, None if none did."""
     keys = [k for k in graph.get_check_keys_for_assets({key}) if graph.get_check_spec(k).blocking]
     records = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-        keys, PartitionKeyFilter(partition)
+        keys, PartitionKeyFilter(key=partition)
     )
     for check_key, record in records.items():
         if record.status is AssetCheckExecutionRecordStatus.FAILED:
