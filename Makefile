@@ -46,7 +46,7 @@ check: $(VENV)/.installed-dev ## Format, lint, types, direction of imports, spel
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 	$(BIN)/python .ci/check_tracked_files.py
 	$(BIN)/python -m pip check --disable-pip-version-check

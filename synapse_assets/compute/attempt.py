@@ -133,4 +133,3 @@ class Attempt:
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
         content = json.dumps(value, indent=1).encode()
         self.datastore.write_atomically(self.uri(name), content)
-

@@ -73,8 +73,16 @@ def _preview(version: DatasetVersion, datastore: Datastore) -> str:
     path = f"{version.uri}/{first.path}"
     with pq.ParquetFile(path, filesystem=datastore.arrow_filesystem()) as file:
         batch = next(file.iter_batches(batch_size=_PREVIEW_ROWS))
-    rows = [list(row.values()) for row in batch.to_pylist()]
-    return _markdown(batch.schema.names, rows)
+    columns = [[_python(value) for value in column] for column in batch.columns]
+    return _markdown(batch.schema.names, [list(row) for row in zip(*columns, strict=True)])
+
+
+def _python(value: Any) -> Any:
+    """Return an Arrow scalar as a Python value, in words where Python has none."""
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):
+        return f"a {value.type} beyond what Python can show"
 
 
 def _markdown(header: list[str], rows: list[list[Any]]) -> str:

@@ -1,5 +1,6 @@
 """The entries of a FileDataset: one row per file, in a small Parquet file."""
 
+import io
 import posixpath
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -43,10 +44,11 @@ def write(staged: StagedDataset, *, uri: str, folder: str, datastore: Datastore)
     ]
     attempt_folder = staged.folder.rpartition("/")[2]
     path = posixpath.join(folder, f"entries-{attempt_folder}.parquet")
-    with datastore.filesystem().open(f"{uri}/{path}", "wb") as sink:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), sink)
-    size = datastore.filesystem().size(f"{uri}/{path}")
-    return DataFile(path=path, size=size, rows=len(rows))
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), content)
+    # Atomically: the same attempt may have been committed meanwhile, and have readers.
+    datastore.write_atomically(f"{uri}/{path}", content.getvalue())
+    return DataFile(path=path, size=len(content.getvalue()), rows=len(rows))
 
 
 def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[DataFile]:

@@ -27,6 +27,9 @@ Reference = Mapping[str, Any]
 FileRecord = dict[str, Any]
 
 _CHUNK_BYTES = 1 << 20
+# 255 bytes is the limit of a path component on most file systems and on HDFS; of a longer name
+# the rest is replaced by a hash.
+_MAX_FOLDER_NAME = 180
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class TypeHandler(ABC):
 def handler_for(annotation: Any) -> TypeHandler | None:
     """Return the handler for a type or an annotation, None if there is none."""
     if get_origin(annotation) is list and len(get_args(annotation)) == 1:
-        return _HANDLERS.get(f"list[{get_args(annotation)[0].__name__}]")
+        item = get_args(annotation)[0]
+        return _HANDLERS.get(f"list[{getattr(item, '__name__', item)}]")
     for cls in getattr(annotation, "__mro__", ()):
         # The public name: 'polars.dataframe.frame.DataFrame' is 'polars.DataFrame' to its users.
         handler = _HANDLERS.get(f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}")
@@ -94,6 +98,17 @@ def handler_for(annotation: Any) -> TypeHandler | None:
 def handled_types() -> list[str]:
     """Return the names of the types that have a handler, for error messages."""
     return sorted(_HANDLERS)
+
+
+def folder_name(value: str) -> str:
+    """Return `value` as the name of one folder: percent-encoded, and cut if it is too long."""
+    name = quote(value, safe="")
+    if not name.strip("."):
+        # '.' and '..' lead elsewhere.
+        name = name.replace(".", "%2E")
+    if len(name) > _MAX_FOLDER_NAME:
+        name = f"{name[:100]}~{hashlib.sha256(value.encode()).hexdigest()}"
+    return name
 
 
 # --- Arrow, and what converts to and from Arrow -------------------------------------------------
@@ -136,6 +151,7 @@ def _write_batches(
     column = target.partition_by
     if column in schema.names:
         schema = schema.remove(schema.get_field_index(column))
+    schema = pa.schema([field.with_type(_delta_type(field.type)) for field in schema])
     folder = Path(target.uri, target.folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"part-00000-{folder.name}.parquet"
@@ -147,9 +163,26 @@ def _write_batches(
             if column in table.column_names:
                 _require_partition(set(table[column].unique().to_pylist()), target)
                 table = table.drop_columns([column])
-            writer.write_table(table)
+            writer.write_table(table.cast(schema))
             rows += table.num_rows
     return [{"path": f"{target.folder}/{path.name}", "size": path.stat().st_size, "rows": rows}]
+
+
+def _delta_type(arrow_type: "pa.DataType") -> "pa.DataType":
+    """Return the type in which Delta keeps every value of an Arrow type, itself if it can."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(arrow_type) and arrow_type.tz is not None:
+        # The same instant: Delta knows of no other zone.
+        return pa.timestamp(arrow_type.unit, "UTC")
+    # Delta's integers are signed. Above 2**63 a value is an error rather than another number.
+    signed = {
+        pa.uint8(): pa.int16(),
+        pa.uint16(): pa.int32(),
+        pa.uint32(): pa.int64(),
+        pa.uint64(): pa.int64(),
+    }
+    return signed.get(arrow_type, arrow_type)
 
 
 class _ArrowDataset(TypeHandler):
@@ -303,8 +336,7 @@ class _Files(TypeHandler):
         folder = Path(tempfile.mkdtemp(prefix=f"{reference['name'].replace('/', '.')}-"))
         many = len({file["partition"] for file in reference["files"]}) > 1
         for file in reference["files"]:
-            # No partition's name may lead out of the folder.
-            partition = quote(file["partition"], safe="").replace(".", "%2E") if many else ""
+            partition = folder_name(file["partition"]) if many else ""
             path = folder / partition / file["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(_absolute(reference, file))
@@ -313,6 +345,11 @@ class _Files(TypeHandler):
     def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
         source = Path(value)
         folder = Path(target.uri, target.files_folder)
+        if not source.exists():
+            raise FileNotFoundError(
+                f"There is nothing at {source}, which was given as the content of a FileDataset. "
+                "Return the path of a file or folder that exists."
+            )
         if source != folder:
             pairs = [(path, folder / path.relative_to(source)) for path in _walk(source)]
             if source.is_file():

@@ -47,9 +47,7 @@ def list_arrivals(datastore: Datastore, folder: str) -> dict[str, DatasetVersion
             continue
         arrival = relative.parts[0] if len(relative.parts) > 1 else relative.stem
         blobs[arrival].append(
-            DataFile(
-                path=str(relative), size=info["size"], name=str(relative), etag=_etag(info)
-            )
+            DataFile(path=str(relative), size=info["size"], name=str(relative), etag=_etag(info))
         )
     return {
         arrival: DatasetVersion(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _READERS = 16
 # The prefix of a string that is kept as its lower bound, as Delta's own writers do.
 _MAX_STRING = 32
+# The writer of Spark. A file of it with a NaN has no bounds at all; other writers leave NaN out
+# of the maximum, though Delta's readers take it for more than any number.
+_COUNTS_NAN = "parquet-mr"
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,7 @@ class Footer:
     stats: str
 
 
-def read_footers(
-    paths: Sequence[str], *, filesystem: "pyarrow.fs.FileSystem"
-) -> Iterator[Footer]:
+def read_footers(paths: Sequence[str], *, filesystem: "pyarrow.fs.FileSystem") -> Iterator[Footer]:
     """Read the footers of `paths`, in order and several at a time.
 
     Raises:
@@ -69,6 +70,7 @@ def _delta_stats(metadata: "pq.FileMetaData") -> dict[str, Any]:
     lower: dict[str, Any] = {}
     upper: dict[str, Any] = {}
     nulls: dict[str, int] = {}
+    counts_nan = (metadata.created_by or "").startswith(_COUNTS_NAN)
     for index in range(metadata.num_columns):
         name = metadata.schema.column(index).path
         if "." in name:
@@ -86,8 +88,14 @@ def _delta_stats(metadata: "pq.FileMetaData") -> dict[str, Any]:
         # Then there is no bound, unless the nulls alone explain it.
         if not bounds or any(not c.has_min_max and c.num_values > 0 for c in chunks):
             continue
-        low = _lower_bound(min(chunk.min for chunk in bounds))
-        high = _upper_bound(max(chunk.max for chunk in bounds))
+        try:
+            low = _lower_bound(min(chunk.min for chunk in bounds))
+            high = _upper_bound(max(chunk.max for chunk in bounds))
+        except OverflowError:
+            # A time or date that Python cannot tell, as of the year 10000.
+            continue
+        if isinstance(high, float) and not counts_nan:
+            high = None
         if low is not None:
             lower[name] = low
         if high is not None:
@@ -112,7 +120,10 @@ def _upper_bound(value: Any) -> Any:
         return value if len(value) <= _MAX_STRING else None
     if isinstance(value, dt.datetime):
         # Bounds are kept in milliseconds.
-        value += dt.timedelta(microseconds=-value.microsecond % 1000)
+        past = dt.timedelta(microseconds=-value.microsecond % 1000)
+        if past > dt.datetime.max.replace(tzinfo=value.tzinfo) - value:
+            return None
+        value += past
     return _bound(value)
 
 
@@ -125,7 +136,7 @@ def _bound(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dt.datetime):
         utc = value if value.tzinfo is None else value.astimezone(dt.timezone.utc)
-        return utc.strftime("%Y-%m-%dT%H:%M:%S.") + f"{utc.microsecond // 1000:03d}Z"
+        return utc.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
     if isinstance(value, dt.date):
         return value.isoformat()
     return None

@@ -1,6 +1,5 @@
 """Names and places: where a dataset lies, and which part of it a materialization replaces."""
 
-import hashlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from urllib.parse import quote
 import dagster as dg
 
 from synapse_assets.datasets.file_entries import FILES_FOLDER
-from synapse_assets.datasets.handlers import Target
+from synapse_assets.datasets.handlers import Target, folder_name
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import ConfigurationError
 
@@ -21,9 +20,6 @@ PARTITION_BY = "partition_by"
 SCHEMA_CHANGE = "schema_change"
 
 _DEFAULT_PARTITION_COLUMN = "partition_key"
-# 255 bytes is the limit of a path component on most file systems and on HDFS; of a longer value
-# the rest is replaced by a hash. No reader of ours takes a partition's value from a path.
-_MAX_FOLDER_NAME = 180
 
 
 @dataclass(frozen=True)
@@ -35,12 +31,22 @@ class Slot:
         partition_by: Name of the partition column; None in an unpartitioned dataset.
         partition: The partition to replace; None in an unpartitioned dataset.
         schema_change: Whether a commit may change the table's columns.
+
+    Raises:
+        ConfigurationError: The partition is the empty text.
     """
 
     name: str
     partition_by: str | None = None
     partition: str | None = None
     schema_change: SchemaChange = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.partition == "":
+            raise ConfigurationError(
+                f"A partition of '{self.name}' has the empty text as its key, which a Delta table "
+                "cannot tell from a missing value. Give the partition a name."
+            )
 
     @classmethod
     def of_asset(
@@ -71,10 +77,8 @@ class Slot:
         """Folder of the slot below the dataset: '' or, percent-encoded, 'arrival=2026-11-24'."""
         if self.partition_by is None or self.partition is None:
             return ""
-        value = quote(self.partition, safe="")
-        if len(value) > _MAX_FOLDER_NAME:
-            value = f"{value[:100]}~{hashlib.sha256(self.partition.encode()).hexdigest()}"
-        return f"{self.partition_by}={value}"
+        # No reader of ours takes a partition's value from a path.
+        return f"{quote(self.partition_by, safe='')}={folder_name(self.partition)}"
 
     def fresh_target(self, datastore: Datastore, *, attempt: str) -> Target:
         """Return new folders for one try of an attempt to write the slot's next content."""
@@ -92,8 +96,18 @@ def dataset_uri(datastore: Datastore, name: str) -> str:
     """Return where the dataset `name` lies.
 
     Asset key parts are joined by '.', and everything else that a path could take for more than
-    a name is percent-encoded: no name leads out of the datastore, none lies inside another.
+    a name is encoded: no name leads out of the datastore, none lies inside another.
+
+    Raises:
+        ConfigurationError: A part of the name is empty.
     """
-    parts = (quote(part, safe="").replace(".", "%2E") for part in name.split("/"))
-    folder = ".".join(parts)
-    return datastore.uri(f"%5F{folder[1:]}" if folder.startswith("_") else folder)
+    parts = name.split("/")
+    if not all(parts):
+        raise ConfigurationError(f"The asset key {parts} has an empty part. Name every part of it.")
+    folder = ".".join(_encoded(part) for part in parts)
+    return datastore.uri(f"~5F{folder[1:]}" if folder.startswith("_") else folder)
+
+
+def _encoded(part: str) -> str:
+    """Return one part of a name with '~' before the codes: deltalake decodes '%2F' in paths."""
+    return quote(part, safe="").replace("~", "%7E").replace(".", "%2E").replace("%", "~")

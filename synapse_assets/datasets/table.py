@@ -7,7 +7,7 @@ to pin and to travel in time. See https://github.com/delta-io/delta/blob/master/
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -39,8 +39,6 @@ _MAX_WRITER_VERSION = 2
 _MAX_TRIES = 12
 _FIRST_WAIT_SECONDS = 0.05
 _MAX_WAIT_SECONDS = 2.0
-# How many of the newest commits are searched for one that has already been made.
-_HISTORY_SEARCHED = 200
 
 
 def resolve(
@@ -168,27 +166,28 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
     uri = dataset_uri(datastore, slot.name)
     _check_files(datastore, uri, staged)
     app_id = f"{slot.name}/{staged.attempt}"
-    properties = CommitProperties(
-        custom_metadata={"attempt": staged.attempt},
-        # A conflict must not be retried below us: the application transaction has to be
-        # looked at again before each try, since the log itself accepts it twice.
-        max_commit_retries=0,
-        app_transactions=[Transaction(app_id, 1, int(time.time() * 1000))],
-    )
     new: tuple[Schema, list[AddAction]] | None = None
     for attempt in range(_MAX_TRIES):
         table = _open(datastore, uri)
         if table is not None:
-            made = _version_of(table, app_id, staged.attempt)
+            made = table.transaction_version(app_id)
             if made is not None:
                 return resolve(datastore, slot.name, version=made, partitions=_only(slot))
             _check_protocol(table, uri)
         if new is None:
             new = _new_content(datastore, uri, staged, slot)
         schema, adds = new
+        version = 0 if table is None else table.version() + 1
+        properties = CommitProperties(
+            custom_metadata={"attempt": staged.attempt},
+            # A conflict must not be retried below us: the application transaction has to be
+            # looked at again before each try, since the log itself accepts it twice.
+            max_commit_retries=0,
+            # Its number is the version it makes, so that the same attempt finds it for good.
+            app_transactions=[Transaction(app_id, version, int(time.time() * 1000))],
+        )
         try:
             if table is None:
-                version = 0
                 create_table_with_add_actions(
                     uri,
                     schema,
@@ -201,7 +200,6 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
                     commit_properties=properties,
                 )
             else:
-                version = table.version() + 1
                 table.create_write_transaction(
                     adds,
                     mode="overwrite",
@@ -342,25 +340,47 @@ def _delta_schema(schema: "pa.Schema", slot: Slot) -> "Schema":
     """
     import pyarrow as pa
     from deltalake import Schema
-    from deltalake.exceptions import DeltaError
 
     for column in schema:
-        if pa.types.is_timestamp(column.type) and column.type.tz is None:
-            raise UnsupportedTableError(
-                f"Column '{column.name}' of '{slot.name}' is a timestamp without a time zone, "
-                "which Spark before 3.4 and Delta before 2.4 cannot read. Write it as UTC."
-            )
+        for part in _parts(column.type):
+            problem = _why_unsupported(part)
+            if problem is not None:
+                raise UnsupportedTableError(f"Column '{column.name}' of '{slot.name}' {problem}")
     # Parquet's 'required' says nothing of the next version's rows, so every column may be null.
     fields = [pa.field(column.name, column.type, nullable=True) for column in schema]
     if slot.partition_by is not None and slot.partition_by not in schema.names:
         fields.append(pa.field(slot.partition_by, pa.string()))
     try:
         return Schema.from_arrow(pa.schema(fields))
-    except (DeltaError, ValueError) as e:
+    except Exception as e:
+        # deltalake raises the bare class here, with a stack of its own in the text.
         raise UnsupportedTableError(
-            f"The columns of '{slot.name}' do not fit a Delta table: {e}. "
+            f"The columns of '{slot.name}' do not fit a Delta table: {str(e).splitlines()[0]}. "
             "Cast them to types that Delta has."
         ) from e
+
+
+def _parts(arrow_type: "pa.DataType") -> "Iterator[pa.DataType]":
+    """Return a type and the types that it is nested of."""
+    yield arrow_type
+    for index in range(arrow_type.num_fields):
+        yield from _parts(arrow_type.field(index).type)
+
+
+def _why_unsupported(arrow_type: "pa.DataType") -> str | None:
+    """Return what is wrong with a type that Schema.from_arrow takes, None if nothing is."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(arrow_type) and arrow_type.tz is None:
+        return (
+            "is a timestamp without a time zone, which Spark before 3.4 and Delta before 2.4 "
+            "cannot read. Write it as UTC."
+        )
+    if pa.types.is_unsigned_integer(arrow_type):
+        return f"is a {arrow_type}, and Delta's integers are signed. Cast it to a wider one."
+    if pa.types.is_null(arrow_type):
+        return "holds nothing but nulls, and so has no type. Cast it to the type it is meant to be."
+    return None
 
 
 def _evolved(table: "DeltaTable", new: "Schema", kind: DatasetKind, slot: Slot) -> "Schema":
@@ -413,16 +433,6 @@ def _check_protocol(table: "DeltaTable", uri: str) -> None:
             f"{_MAX_READER_VERSION}/{_MAX_WRITER_VERSION}, so that Spark 3.4 can read it. "
             "Another program raised it; materialize into a new asset key."
         )
-
-
-def _version_of(table: "DeltaTable", app_id: str, attempt: str) -> int | None:
-    """Return the version that an attempt has already committed, None if it has not."""
-    if table.transaction_version(app_id) is None:
-        return None
-    for entry in table.history(_HISTORY_SEARCHED):
-        if entry.get("attempt") == attempt:
-            return int(entry["version"])
-    return table.version()
 
 
 def _partition_columns(slot: Slot) -> list[str]:

@@ -1,6 +1,8 @@
 """The datastore resource: one root location, given to every library in the form it wants."""
 
 import contextlib
+import os
+import re
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,16 +39,29 @@ class Datastore(dg.ConfigurableResource["Datastore"]):
         """Return the location of `parts` below the root, as one absolute path.
 
         Raises:
-            ConfigurationError: The root has a scheme that no store here serves.
+            ConfigurationError: The root has a scheme that no store here serves, names a host, or
+                has a name that Delta libraries would misread.
         """
-        scheme = urlsplit(self.root).scheme
+        scheme, host = urlsplit(self.root)[:2]
+        if scheme == "file" and host not in ("", "localhost"):
+            raise ConfigurationError(
+                f"The datastore root {self.root!r} names the host '{host}'. "
+                "A 'file:' URL of this machine has three slashes: 'file:///data'."
+            )
         if scheme not in ("", "file"):
             raise ConfigurationError(
                 f"The datastore root {self.root!r} has the scheme '{scheme}:', which this "
                 "version does not serve. Use a folder, for example SYNAPSE_ASSETS_DATASTORE=./data."
             )
         root = unquote(urlsplit(self.root).path) if scheme else self.root
-        return str(Path(root).expanduser().absolute().joinpath(*parts))
+        # Without '..': some of the libraries see the same place under another name.
+        folder = os.path.abspath(Path(root).expanduser())  # noqa: PTH100
+        if re.search("%[0-9A-Fa-f]{2}", folder):
+            raise ConfigurationError(
+                f"The datastore root {folder!r} has a percent sign before two digits, which Delta "
+                "libraries take for an encoded character. Use a folder without it."
+            )
+        return str(Path(folder).joinpath(*parts))
 
     def filesystem(self) -> "AbstractFileSystem":
         """Return the fsspec file system on which the URIs of this datastore are paths."""

@@ -83,8 +83,10 @@ def land(
         total += inspection.rows
         # Files may order their columns differently; the preview shows one order.
         order = [inspection.header.index(column) for column in COLUMNS]
-        for row in inspection.preview[: _PREVIEW_ROWS - len(preview)]:
-            preview.append([row[at] if at < len(row) else "" for at in order])
+        preview.extend(
+            [row[at] if at < len(row) else "" for at in order]
+            for row in inspection.preview[: _PREVIEW_ROWS - len(preview)]
+        )
         logger.info("%s: %d rows", name, inspection.rows)
     report(
         "titanic_input",

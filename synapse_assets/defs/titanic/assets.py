@@ -106,6 +106,5 @@ def survival_model(
 titanic_pipeline = dg.define_asset_job(
     "titanic_pipeline",
     selection=dg.AssetSelection.groups(GROUP),
-    partitions_def=ARRIVALS,
     description="Everything from an arrival to the model, in one run.",
 )

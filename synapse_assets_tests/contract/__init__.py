@@ -1,0 +1,1 @@
+"""One test body per promise, run over every store or target."""

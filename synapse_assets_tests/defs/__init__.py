@@ -1,0 +1,1 @@
+"""Tests of synapse_assets.defs."""

@@ -1,0 +1,1 @@
+"""Steps that the tests run; a package of its own, as a user's steps are."""

@@ -1,0 +1,3 @@
+"""A step whose module cannot even be imported where it runs."""
+
+raise RuntimeError("this module fails when it is imported")

@@ -1,0 +1,110 @@
+"""Steps without an engine of their own: they run on every compute target."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset
+
+logger = logging.getLogger(__name__)
+
+
+def make_rows(report: Callable[..., None], rows: int = 3) -> dict[str, pa.Table]:
+    """Return a table of `rows` rows."""
+    report("numbers", note="made here", shares=[0.5], page={"raw_value": "# hi", "type": "md"})
+    logger.info("making %d rows", rows)
+    return {"numbers": pa.table({"n": list(range(rows))})}
+
+
+def split(
+    numbers: pyarrow.dataset.Dataset, names: list[Path], files: Path
+) -> dict[str, pa.Table | dict[str, dict[str, str]]]:
+    """Read a table and files; return a table and files."""
+    table = numbers.to_table()
+    (files / "sub").mkdir()
+    (files / "sub" / "names.txt").write_text("\n".join(path.name for path in names))
+    return {
+        "doubled": pa.table({"n": pa.compute.multiply(table["n"], 2)}),
+        "files": {"sub/names.txt": {"count": str(len(names))}},
+    }
+
+
+def fill(files: Path, name: str = "a.txt") -> None:
+    """Fill the folder with one file."""
+    (files / name).write_text("content")
+
+
+def report_unknown_type(report: Callable[..., None], files: Path) -> None:
+    """Report metadata of a type that nobody knows."""
+    report("files", odd={"raw_value": 1, "type": "hologram"})
+
+
+def report_check(numbers_needed: int = 1) -> dict[str, pa.Table]:
+    """Report a check through Dagster Pipes itself."""
+    from dagster_pipes import PipesContext
+
+    pipes = PipesContext.get()
+    pipes.report_asset_check(
+        asset_key="numbers", check_name="enough", passed=numbers_needed <= 1, severity="ERROR"
+    )
+    return {"numbers": pa.table({"n": [1]})}
+
+
+def refuse() -> dict[str, pa.Table]:
+    """Refuse the input, as a step does that its user has to mend."""
+    print("looking at the input")
+    raise ValueError("input.csv, line 3: the age 'x' is not a number: mend it.")
+
+
+def crash() -> dict[str, pa.Table]:
+    """Fail for a reason that is nobody's sentence."""
+    return {"numbers": pa.table({"n": [1 / 0]})}
+
+
+def return_unknown() -> dict[str, pa.Table]:
+    """Return an output that there is not."""
+    return {"nobody": pa.table({"n": [1]})}
+
+
+def return_nothing() -> None:
+    """Return nothing although a table is wanted."""
+
+
+def exit_silently() -> None:
+    """End the process with success, and without a manifest."""
+    os._exit(0)
+
+
+def kill_itself() -> dict[str, pa.Table]:
+    """Die as by the out-of-memory killer."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def print_lines(lines: int = 10) -> dict[str, pa.Table]:
+    """Print to both streams."""
+    for number in range(lines):
+        print(f"out {number}")
+        print(f"err {number}", file=sys.stderr)
+    return {"numbers": pa.table({"n": [lines]})}
+
+
+def run_long(pid_file: str, seconds: float = 120.0) -> dict[str, pa.Table]:
+    """Run long, with a child and a grandchild."""
+    child = subprocess.Popen(["sh", "-c", f"sleep {seconds} & wait"])
+    Path(pid_file).write_text(f"{os.getpid()} {child.pid}")
+    time.sleep(seconds)
+    return {"numbers": pa.table({"n": [1]})}
+
+
+def count_calls(counter: str) -> dict[str, pa.Table]:
+    """Leave a mark for every call."""
+    with Path(counter).open("a") as marks:
+        marks.write("x")
+    return {"numbers": pa.table({"n": [1]})}
