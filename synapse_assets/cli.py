@@ -13,7 +13,7 @@ from synapse_assets import settings
 from synapse_assets.errors import SynapseAssetsError
 
 if TYPE_CHECKING:
-    import dagster as dg
+    pass
 
 _SAMPLE_ROWS = 891
 _SAMPLE_SEED = 1912
@@ -21,7 +21,9 @@ _SAMPLE_SEED = 1912
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 for success, 1 for a failure, 130 for an interruption."""
+    started = time.monotonic()
     options = _parser().parse_args(arguments)
+    options.started = started
     project = _project_folder()
     settings.set_defaults(project)
     try:
@@ -70,11 +72,10 @@ def _home(project: Path) -> Path:
 def _sample(options: argparse.Namespace, _project: Path) -> int:
     from synapse_assets.sample import write_sample
 
-    started = time.monotonic()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_sample(options.out, rows=options.rows, seed=options.seed)
     size = options.out.stat().st_size
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - options.started
     print(f"{options.out}: {options.rows:,} rows, {size:,} bytes, {seconds:.1f} s")
     return 0
 
@@ -91,7 +92,7 @@ def _landed_sample(project: Path) -> Path:
 
 
 def _run(options: argparse.Namespace, project: Path) -> int:
-    from synapse_assets.compute.spark.java import require_java
+    from synapse_assets.compute.java import require_java
     from synapse_assets.steps.land import check_header
 
     # Whatever would stop the run is looked for before any of the slow imports.
@@ -104,15 +105,17 @@ def _run(options: argparse.Namespace, project: Path) -> int:
     from synapse_assets.definitions import defs
     from synapse_assets.defs.resources import resources_of
 
-    started = time.monotonic()
     home = _home(project)
     pipeline.prepare_home(home)
     datastore = resources_of(settings.deployment())["datastore"]
     datastore = datastore.process_config_and_initialize()
     arrival = pipeline.land_file(datastore, source)
-    console = Console(home / "logs" / f"run-{time.strftime('%Y%m%d-%H%M%S')}.log")
+    log_file = home / "logs" / f"run-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    console = Console(log_file, started=options.started)
     console.say(f"{source} has landed as the arrival '{arrival}'.")
     with pipeline.open_instance(home) as instance, console.capture():
+        for run_id in pipeline.end_dead_runs(instance):
+            console.say(f"Run {run_id} was killed; what it had not committed is made again.")
         pipeline.register_arrivals(instance, datastore)
         pipeline.observe_arrival(instance, datastore, arrival)
         definitions = defs()
@@ -130,7 +133,7 @@ def _run(options: argparse.Namespace, project: Path) -> int:
         console.summarize(
             pipeline.summarize(instance, definitions, datastore, arrival),
             stale=stale,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - options.started,
         )
     for failure in outcome.failures:
         console.say(f"FAILED  {failure}")
@@ -142,7 +145,7 @@ def _run(options: argparse.Namespace, project: Path) -> int:
 
 
 def _ui(options: argparse.Namespace, project: Path) -> int:
-    from synapse_assets.compute.spark.java import require_java
+    from synapse_assets.compute.java import require_java
 
     require_java()
     with socket.socket() as probe:
@@ -162,6 +165,7 @@ def _ui(options: argparse.Namespace, project: Path) -> int:
     pipeline.prepare_home(home)
     datastore = resources_of(settings.deployment())["datastore"].process_config_and_initialize()
     with pipeline.open_instance(home) as instance:
+        pipeline.end_dead_runs(instance)
         if not pipeline.register_arrivals(instance, datastore):
             pipeline.land_file(datastore, _landed_sample(project))
             pipeline.register_arrivals(instance, datastore)

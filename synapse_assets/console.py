@@ -39,11 +39,16 @@ class Summary:
 class Console:
     """Prints to the terminal, while everything that others print goes to a log file."""
 
-    def __init__(self, log_file: Path) -> None:
-        """Create the console; `log_file` takes what Dagster and the steps print."""
+    def __init__(self, log_file: Path, *, started: float) -> None:
+        """Create the console.
+
+        Args:
+            log_file: Takes what Dagster and the steps print.
+            started: When the command began, on the monotonic clock, in seconds.
+        """
         self.log_file = log_file
         self._terminal = os.fdopen(os.dup(_STDOUT), "w", buffering=1, encoding="utf-8")
-        self._started = time.monotonic()
+        self._started = started
 
     def say(self, line: str) -> None:
         """Print a line to the terminal."""
@@ -75,28 +80,9 @@ class Console:
 
     def on_event(self, entry: dg.EventLogEntry) -> None:
         """Print an entry of the event log, if it tells of progress."""
-        text = self._progress(entry)
+        text = _progress(entry)
         if text is not None:
             self.say(f"{time.monotonic() - self._started:7.1f} s  {text}")
-
-    def _progress(self, entry: dg.EventLogEntry) -> str | None:
-        event = entry.dagster_event
-        step = entry.step_key or ""
-        if event is None:
-            # What a step logged; Pipes' own messages tell a user nothing.
-            is_noise = entry.user_message.startswith("[pipes]")
-            return None if is_noise or not step else f"{step}: {entry.user_message}"
-        if event.is_step_start:
-            return f"{step} starts"
-        if event.is_step_materialization:
-            return f"{event.asset_key.to_user_string() if event.asset_key else step} is committed"
-        if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            check = event.asset_check_evaluation_data
-            mark = "passed" if check.passed else f"FAILED ({check.severity.value})"
-            return f"check {check.check_name} {mark}: {check.description or ''}"
-        if event.is_step_failure:
-            return f"{step} FAILED"
-        return None
 
     def summarize(
         self, summaries: Sequence[Summary], *, stale: Mapping[dg.AssetKey, str], seconds: float
@@ -128,6 +114,25 @@ class Console:
         if not stale:
             self.say("Nothing to do: same code and same input as when each asset was made.")
         self.say(f"{seconds:.1f} s in all.")
+
+
+def _progress(entry: dg.EventLogEntry) -> str | None:
+    """Return a line on an entry of the event log; None if it tells a user nothing."""
+    event = entry.dagster_event
+    step = entry.step_key
+    if event is None:
+        is_noise = step is None or entry.user_message.startswith("[pipes]")
+        return None if is_noise else f"{step}: {entry.user_message}"
+    if event.is_step_materialization and event.asset_key is not None:
+        return f"{event.asset_key.to_user_string()}: committed"
+    if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+        check = event.asset_check_evaluation_data
+        outcome = "passed" if check.passed else f"FAILED ({check.severity.value})"
+        asset = check.asset_key.to_user_string()
+        return f"{asset}: check {check.check_name} {outcome}: {check.description or ''}"
+    if event.is_step_failure:
+        return f"{step}: FAILED"
+    return None
 
 
 def _format_size(size: float) -> str:

@@ -22,15 +22,17 @@ from dagster._core.definitions.data_version import (
     StaleCause,
     StaleStatus,
 )
+from dagster._core.definitions.events import AssetKeyPartitionKey
+from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from dagster._core.event_api import PartitionKeyFilter
 
 from synapse_assets.console import Summary
 from synapse_assets.datasets.landing import find_arrival, list_arrivals
 from synapse_assets.datasets.table import resolve
 from synapse_assets.datastore import Datastore
-from synapse_assets.defs.titanic.assets import ARRIVALS, LANDING_FOLDER, titanic_pipeline
+from synapse_assets.defs.titanic.assets import ARRIVALS_NAME, LANDING_FOLDER, titanic_pipeline
+from synapse_assets.defs.titanic.sensors import observe
 from synapse_assets.errors import (
     ConfigurationError,
     DatasetNotFoundError,
@@ -89,6 +91,27 @@ def prepare_home(home: Path) -> None:
         ) from e
 
 
+def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs as failed whose process is gone, and return their ids.
+
+    A killed process cannot say that it ended, and its run would hold the pools of the datasets
+    it was writing for ever.
+    """
+    in_progress = [
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+    dead = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=in_progress)):
+        pids = _process_ids(instance, run.run_id)
+        if pids and not any(_is_alive(pid) for pid in pids):
+            instance.report_run_failed(run, "The process of this run is gone: it was killed.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            dead.append(run.run_id)
+    return dead
+
+
 def land_file(datastore: Datastore, source: Path) -> str:
     """Copy a file into the landing folder and return the name of its arrival.
 
@@ -116,31 +139,17 @@ def land_file(datastore: Datastore, source: Path) -> str:
 def register_arrivals(instance: dg.DagsterInstance, datastore: Datastore) -> list[str]:
     """Make every arrival of the landing folder a partition, and return their names."""
     names = sorted(list_arrivals(datastore, LANDING_FOLDER))
-    known = set(instance.get_dynamic_partitions(_partitions_name()))
+    known = set(instance.get_dynamic_partitions(ARRIVALS_NAME))
     if set(names) - known:
-        instance.add_dynamic_partitions(_partitions_name(), sorted(set(names) - known))
+        instance.add_dynamic_partitions(ARRIVALS_NAME, sorted(set(names) - known))
     return names
 
 
 def observe_arrival(instance: dg.DagsterInstance, datastore: Datastore, arrival: str) -> None:
     """Tell Dagster the data version of an arrival, if it is a new one."""
-    blobs = find_arrival(datastore, LANDING_FOLDER, arrival).files
-    digest = hashlib.sha256("\0".join(f"{b.name}\0{b.etag}" for b in blobs).encode())
-    version = digest.hexdigest()[:16]
-    key = dg.AssetKey("landing")
-    latest = instance.fetch_observations(
-        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[arrival]), limit=1
-    ).records
-    observed = latest[0].asset_observation if latest else None
-    if observed is None or observed.data_version != version:
-        instance.report_runless_asset_event(
-            dg.AssetObservation(
-                asset_key=key,
-                partition=arrival,
-                metadata={"files": len(blobs), "size_bytes": sum(b.size for b in blobs)},
-                tags={"dagster/data_version": version},
-            )
-        )
+    observation = observe(instance, arrival, find_arrival(datastore, LANDING_FOLDER, arrival))
+    if observation is not None:
+        instance.report_runless_asset_event(observation)
 
 
 def find_stale(
@@ -252,7 +261,7 @@ def summarize(
             Summary(
                 key=key,
                 version=version.version,
-                content=f"{count:,} {'rows' if is_table else 'files'}",
+                content=f"{count:,} {'row' if is_table else 'file'}{'' if count == 1 else 's'}",
                 size=version.size,
                 seconds=getattr(metadata.get("seconds"), "value", None),
                 uri=version.uri,
@@ -260,6 +269,27 @@ def summarize(
             )
         )
     return summaries
+
+
+def _process_ids(instance: dg.DagsterInstance, run_id: str) -> set[int]:
+    """Return the ids of the processes that executed a run, as its engine events tell them."""
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    values = (
+        entry.dagster_event.engine_event_data.metadata.get("pid")
+        for entry in events
+        if entry.dagster_event is not None
+    )
+    return {int(str(value.value)) for value in values if value is not None}
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class _Loaders(LoadingContext):
@@ -279,8 +309,12 @@ class _Loaders(LoadingContext):
 
 
 def _cause(cause: StaleCause) -> str:
-    subject = cause.dependency or cause.asset_key
-    return f"{subject.to_user_string()} {cause.reason}" if cause.dependency else cause.reason
+    return cause.reason if cause.dependency is None else f"{_name(cause.dependency)} {cause.reason}"
+
+
+def _name(subject: dg.AssetKey | AssetKeyPartitionKey) -> str:
+    key = subject if isinstance(subject, dg.AssetKey) else subject.asset_key
+    return key.to_user_string()
 
 
 def _is_stored(datastore: Datastore, key: dg.AssetKey, partition: str | None) -> bool:
@@ -314,12 +348,6 @@ def _sentence(event: dg.DagsterEvent) -> str:
     # Dagster puts the class before the message.
     sentence = re.sub(r"^[\w.]+Error: ", "", message.strip().splitlines()[0])
     return f"{event.step_key}: {sentence}"
-
-
-def _partitions_name() -> str:
-    if ARRIVALS.name is None:
-        raise AssertionError("the arrivals are a named set of partitions")
-    return ARRIVALS.name
 
 
 def _sha256(path: Path) -> str:

@@ -60,7 +60,7 @@ def main() -> None:
         _forward_logging(pipes, package=job["step"]["module"].rpartition(".")[0])
         try:
             run(job)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 -- whatever ends a step, its user has to be told
             trace = traceback.format_exc()
             print(trace, file=sys.stderr, flush=True)
             _write_json(job["failure"], {"message": _message(e), "traceback": trace})

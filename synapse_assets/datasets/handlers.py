@@ -262,7 +262,7 @@ class _SparkFrame(TypeHandler):
         from pyspark.sql import functions as f
 
         column = target.partition_by
-        if column in value.columns:
+        if column is not None and column in value.columns:
             other = value.select(column).where(~f.col(column).eqNullSafe(target.partition))
             _require_partition({row[0] for row in other.limit(1).collect()}, target)
             value = value.drop(column)

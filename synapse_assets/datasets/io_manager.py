@@ -6,6 +6,8 @@ What happens around an asset, in Dagster's order:
     handle_output  -> one atomic commit, described in the materialization's metadata
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -133,8 +135,11 @@ def _spark_session() -> "SparkSession":
 
     # All times are UTC: Delta's timestamps are, and so a reader's zone changes no value.
     resource = PySparkResource(spark_config={"spark.sql.session.timeZone": "UTC"})
+    # Spark's workers must be the Python that the session was made by.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     resource.setup_for_execution(dg.build_init_resource_context())
-    return resource.spark_session
+    session: SparkSession = resource.spark_session
+    return session
 
 
 _ACCESS = handlers.Access(spark=_spark_session)

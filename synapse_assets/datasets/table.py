@@ -201,7 +201,7 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
                 )
             else:
                 table.create_write_transaction(
-                    adds,
+                    [*adds],
                     mode="overwrite",
                     schema=_evolved(table, schema, staged.kind, slot),
                     partition_by=_partition_columns(slot),
@@ -306,6 +306,11 @@ def _new_content(
     paths = [f"{uri}/{file.path}" for file in files]
     footers = list(read_footers(paths, filesystem=datastore.arrow_filesystem()))
     for file, footer in zip(files, footers, strict=True):
+        if not footer.schema.names:
+            raise UnsupportedTableError(
+                f"{uri}/{file.path} has no columns beside the partition's, and so no rows. "
+                f"Give '{slot.name}' a column."
+            )
         if file.rows is not None and file.rows != footer.rows:
             raise StagedFilesError(
                 f"Attempt {staged.attempt} is not committed: {uri}/{file.path} holds "

@@ -227,9 +227,10 @@ def _count_rows_by_quotes(lines: Iterable[str], *, file_name: str) -> tuple[int,
     row_end: str | None = None
     with _UnlimitedFields():
         for row in reader:
-            if row == [_END_OF_FILE]:
-                break
-            if row and row[-1].endswith(_END_OF_FILE):
+            if tracked.is_exhausted:
+                # This row holds the line put behind the last one: alone, or inside a quote.
+                if reader.line_num == begins_at:
+                    break
                 raise ValueError(
                     f"{file_name}, line {begins_at}: a quoted field of this row never ends: "
                     "close the quote, or double it where it is part of the text."
@@ -265,16 +266,18 @@ def _check_row_end(
 
 
 class _LineTracker:
-    """Iterates over lines and remembers the latest, which `csv.reader` does not tell."""
+    """Iterates over lines and tells where it is, which `csv.reader` does not."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = lines
         self.line = ""
+        self.is_exhausted = False
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines:
             self.line = line
             yield line
+        self.is_exhausted = True
 
 
 class _UnlimitedFields:

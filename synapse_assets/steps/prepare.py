@@ -270,6 +270,8 @@ def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
         AND coalesce(length(ticket), 0) <= {_MAX_FIELD_CHARS}
         AND coalesce(length(cabin), 0) <= {_MAX_FIELD_CHARS}
     """
+    # With multiLine Spark gives the line ends around a ragged row too.
+    ragged = rf"trim(BOTH '\r\n' FROM {_RAGGED})"
     in_file_order = ", ".join(_TEXT[name] for name in group.header)
     return numbers.selectExpr("*", f"({is_good}) AS is_good").selectExpr(
         "_path",
@@ -284,7 +286,7 @@ def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
         ],
         f"IF(is_good, {_TITLE}, NULL) AS title",
         f"IF(is_good, NULL, struct({', '.join([*_TEXT.values(), _RAGGED])})) AS refused",
-        f"IF(is_good, NULL, coalesce({_RAGGED}, {_encode_csv_line(in_file_order)})) AS raw",
+        f"IF(is_good, NULL, coalesce({ragged}, {_encode_csv_line(in_file_order)})) AS raw",
     )
 
 
@@ -378,8 +380,9 @@ def _explain_ragged() -> str:
     outside = f"""regexp_replace({_RAGGED}, '"[^"]*"?', '')"""
     fields = f"1 + length({outside}) - length(replace({outside}, ',', ''))"
     return (
-        f"concat('the row has ', {fields}, IF({fields} = 1, ' field', ' fields'), "
-        f"', the header has {len(COLUMNS)}')"
+        f"IF({fields} = {len(COLUMNS)}, 'a quote in the row is not closed or doubled, so that its "
+        f"fields are not {len(COLUMNS)}', concat('the row has ', {fields}, "
+        f"IF({fields} = 1, ' field', ' fields'), ', the header has {len(COLUMNS)}'))"
     )
 
 

@@ -2,7 +2,7 @@ import importlib
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -18,7 +18,7 @@ Package = Callable[..., str]
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package]:
     """Return a function that writes modules of a new package `project.steps`."""
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -133,7 +133,9 @@ def test_code_version_follows_the_steps_own_code(package: Package) -> None:
     assert Step("project.steps.a:f").code_version == before
     package(b="x = 2")
     assert Step("project.steps.a:f").code_version != before
-    assert Step("project.steps.a:f", {"k": 1}).code_version != Step("project.steps.a:f").code_version
+    assert (
+        Step("project.steps.a:f", {"k": 1}).code_version != Step("project.steps.a:f").code_version
+    )
 
 
 @pytest.mark.parametrize("entry_point", ["f", "a.b", "a:f", "a.b:c.d", "a.b:", "a/b:c"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from synapse_assets.compute.spark.java import require_java
+from synapse_assets.compute.java import require_java
 from synapse_assets.errors import ConfigurationError
 
 

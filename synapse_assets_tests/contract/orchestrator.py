@@ -1,6 +1,6 @@
 """An orchestrator in a process of its own, to be killed by a test.
 
-    python -m …orchestrator TARGET DATASTORE FUNCTION [--kill=before_commit|after_commit] …
+python -m …orchestrator TARGET DATASTORE FUNCTION [--kill=before_commit|after_commit] …
 """
 
 import argparse

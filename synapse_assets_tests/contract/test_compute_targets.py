@@ -127,9 +127,7 @@ def test_files_and_tables_flow_through_one_step(
         names: DatasetVersion,
     ) -> Iterator[dg.MaterializeResult[StagedDataset] | dg.AssetCheckResult]:
         inputs = {"numbers": numbers, "names": names}
-        yield from target.run(
-            Step(f"{STEPS}:split"), context=context, inputs=inputs
-        ).get_results()
+        yield from target.run(Step(f"{STEPS}:split"), context=context, inputs=inputs).get_results()
 
     dg.materialize(
         [numbers, names, both],
@@ -147,13 +145,12 @@ def test_files_and_tables_flow_through_one_step(
 
 
 def test_same_files_have_the_same_data_version(run: Run) -> None:
-    versions = [
-        run("fill", asset="files").asset_materializations_for_node("files")[0].tags[
-            "dagster/data_version"
-        ]
-        for _ in range(2)
-    ]
-    assert versions[0] == versions[1]
+    first, second = (
+        run("fill", asset="files").asset_materializations_for_node("files")[0] for _ in range(2)
+    )
+    assert first.tags
+    assert second.tags
+    assert first.tags["dagster/data_version"] == second.tags["dagster/data_version"]
 
 
 def test_check_reported_through_pipes_reaches_dagster(run: Run) -> None:
@@ -163,9 +160,7 @@ def test_check_reported_through_pipes_reaches_dagster(run: Run) -> None:
     assert (evaluation.check_name, evaluation.passed) == ("enough", True)
 
 
-def test_stdout_and_stderr_come_through_apart(
-    run: Run, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_stdout_and_stderr_come_through_apart(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     run("print_lines", lines=50_000)
     captured = capfd.readouterr()
     assert [line for line in captured.out.splitlines() if line.startswith("out ")] == [
@@ -286,7 +281,7 @@ def _tree(pid_file: Path) -> list[int]:
 
 def _is_alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

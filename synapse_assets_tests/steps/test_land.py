@@ -37,7 +37,9 @@ def test_the_real_file_has_891_rows(titanic_csv: Path, target: Path, reports: Re
 
 _TWO_LINES = passenger(Name=quoted("A,\nB"))
 _MANY_LINES = passenger(Name=quoted('A\n\nB "x"\n'))
+_DOUBLED_QUOTES = passenger(Name=quoted('A "B", C'))
 _STRAY_QUOTE = passenger(Ticket='5 "')
+_OPEN = '"A'
 _OTHER_ALPHABETS = passenger(Name="A\u2028B\x85C\x0bD\x1cE")
 
 _ROWS_BY_TEXT = {
@@ -52,7 +54,7 @@ _ROWS_BY_TEXT = {
     "blank and white lines": (f"{HEADER}\n\n{_LINE}\n  \t\n\n{_LINE}\n\n", 2),
     "ragged rows": (f"{HEADER}\n1,2\n{_LINE},more\n", 2),
     "a quoted nothing is a row": (f'{HEADER}\n""\n', 1),
-    "doubled quotes": (f"{HEADER}\n{passenger(Name=quoted('A (B), C'))}\n", 1),
+    "doubled quotes": (f"{HEADER}\n{_DOUBLED_QUOTES}\n", 1),
     "line breaks inside a field": (f"{HEADER}\n{_MANY_LINES}\n\n{_LINE}\n  \n", 2),
     "a stray quote": (f"{HEADER}\n{_STRAY_QUOTE}\n{_LINE}\n", 2),
     "separators of other alphabets": (f"{HEADER}\n{_OTHER_ALPHABETS}\n", 1),
@@ -101,7 +103,7 @@ _REFUSED = {
     "no header": (f"{_LINE}\n".encode(), "give it exactly the columns PassengerId, Survived"),
     "unclosed header": (f'{HEADER[:-8]}"Embarked\n'.encode(), "line 1: the header lacks columns"),
     "quote that never ends": (
-        f"{HEADER}\n{_LINE}\n{passenger(Name=chr(34) + 'A')}\n{passenger(Name='B')}".encode(),
+        f"{HEADER}\n{_LINE}\n{passenger(Name=_OPEN)}\n{passenger(Name='B')}".encode(),
         "line 3: a quoted field of this row never ends",
     ),
     "mixed line ends": (

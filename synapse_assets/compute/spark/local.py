@@ -1,13 +1,14 @@
 """Spark on this machine: each step in a subprocess with a driver of its own."""
 
+import sys
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from synapse_assets.compute.batch import BatchService
+from synapse_assets.compute.java import require_java
 from synapse_assets.compute.process import LocalProcesses
-from synapse_assets.compute.spark.java import require_java
 from synapse_assets.compute.target import ComputeTarget
 
 
@@ -49,4 +50,10 @@ class LocalSpark(ComputeTarget):
         Raises:
             ConfigurationError: Java is missing or too old.
         """
-        return LocalProcesses(environment={"JAVA_HOME": str(require_java())})
+        return LocalProcesses(
+            environment={
+                "JAVA_HOME": str(require_java()),
+                # Spark's workers must be the Python that runs the driver.
+                "PYSPARK_PYTHON": sys.executable,
+            }
+        )

@@ -14,7 +14,8 @@ from synapse_assets.defs.titanic import columns
 
 GROUP = "titanic"
 LANDING_FOLDER = "landing/titanic"
-ARRIVALS = dg.DynamicPartitionsDefinition(name="arrivals")
+ARRIVALS_NAME = "arrivals"
+ARRIVALS = dg.DynamicPartitionsDefinition(name=ARRIVALS_NAME)
 
 LAND = Step("synapse_assets.steps.land:land")
 PREPARE = Step("synapse_assets.steps.prepare:prepare")

@@ -1,0 +1,1 @@
+"""What flows between assets: references, commits, type handlers and the IO manager."""
