@@ -22,7 +22,6 @@ from dagster._core.definitions.data_version import (
     StaleCause,
     StaleStatus,
 )
-from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
@@ -309,12 +308,10 @@ class _Loaders(LoadingContext):
 
 
 def _cause(cause: StaleCause) -> str:
-    return cause.reason if cause.dependency is None else f"{_name(cause.dependency)} {cause.reason}"
-
-
-def _name(subject: dg.AssetKey | AssetKeyPartitionKey) -> str:
-    key = subject if isinstance(subject, dg.AssetKey) else subject.asset_key
-    return key.to_user_string()
+    """Return a cause in words: 'landing has a new data version', 'has a new code version'."""
+    if not cause.children:
+        return cause.reason
+    return "; ".join(f"{c.asset_key.to_user_string()} {c.reason}" for c in cause.children)
 
 
 def _is_stored(datastore: Datastore, key: dg.AssetKey, partition: str | None) -> bool:

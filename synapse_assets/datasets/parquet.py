@@ -1,8 +1,10 @@
 """What Parquet footers tell: schema, rows, and the statistics that Delta keeps of a file."""
 
 import datetime as dt
+import decimal
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
 _READERS = 16
 # The prefix of a string that is kept as its lower bound, as Delta's own writers do.
 _MAX_STRING = 32
+_LAST_CHARACTER = "\U0010ffff"
 # The writer of Spark. A file of it with a NaN has no bounds at all; other writers leave NaN out
 # of the maximum, though Delta's readers take it for more than any number.
 _COUNTS_NAN = "parquet-mr"
+# Upper bounds of a file's floats that may hide a NaN, by Parquet type. No bound would be plainer,
+# but deltalake's Arrow dataset compares with a missing bound, and so finds no row at all.
+LARGEST_FLOATS = {"FLOAT": 3.4028234663852886e38, "DOUBLE": sys.float_info.max}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ def _delta_stats(metadata: "pq.FileMetaData") -> dict[str, Any]:
             # A time or date that Python cannot tell, as of the year 10000.
             continue
         if isinstance(high, float) and not counts_nan:
-            high = None
+            # A decimal is a float here too, and knows no NaN.
+            high = LARGEST_FLOATS.get(metadata.schema.column(index).physical_type, high)
         if low is not None:
             lower[name] = low
         if high is not None:
@@ -116,8 +123,9 @@ def _lower_bound(value: Any) -> Any:
 def _upper_bound(value: Any) -> Any:
     """Return a JSON value that is not below `value`, None where Delta keeps none."""
     if isinstance(value, str):
-        # A cut string would lie below the value; leaving the bound out is always right.
-        return value if len(value) <= _MAX_STRING else None
+        # A cut string would lie below the value, but for the last of all characters at its end.
+        cut = value if len(value) <= _MAX_STRING else f"{value[:_MAX_STRING]}{_LAST_CHARACTER}"
+        return cut if cut >= value else None
     if isinstance(value, dt.datetime):
         # Bounds are kept in milliseconds.
         past = dt.timedelta(microseconds=-value.microsecond % 1000)
@@ -128,10 +136,12 @@ def _upper_bound(value: Any) -> Any:
 
 
 def _bound(value: Any) -> Any:
-    if isinstance(value, bool):
-        return None
     if isinstance(value, int):
         return value
+    if isinstance(value, decimal.Decimal):
+        # JSON has floats only; a rounded one could be on the wrong side of the value.
+        number = float(value)
+        return number if decimal.Decimal(repr(number)) == value else None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dt.datetime):

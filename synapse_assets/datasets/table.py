@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from synapse_assets.datasets import file_entries
 from synapse_assets.datasets.attempt import StagedDataset
-from synapse_assets.datasets.parquet import read_footers
+from synapse_assets.datasets.parquet import LARGEST_FLOATS, read_footers
 from synapse_assets.datasets.slot import Slot, dataset_uri
 from synapse_assets.datasets.version import DataFile, DatasetKind, DatasetVersion
 from synapse_assets.datastore import Datastore
@@ -134,7 +134,9 @@ def column_bounds(datastore: Datastore, version: DatasetVersion) -> Mapping[str,
         )
         bounds[field.name] = Bounds(
             lower=None if None in lows else min(lows, default=None),
-            upper=None if None in highs else max(highs, default=None),
+            upper=None
+            if None in highs or not highs or max(highs) in LARGEST_FLOATS.values()
+            else max(highs),
             nulls=None if None in nulls else sum(nulls),
         )
     return bounds

@@ -57,8 +57,8 @@ class _Inspection:
 
 def land(
     landing: list[Path], titanic_input: Path, report: Callable[..., None]
-) -> dict[str, dict[str, str]]:
-    """Copy each landed file byte for byte and return its rows and columns by relative name.
+) -> dict[str, dict[str, dict[str, str]]]:
+    """Copy each landed file byte for byte and return its rows and columns.
 
     Args:
         landing: The files of one arrival, on the local disk.
@@ -95,7 +95,19 @@ def land(
             "preview": {"raw_value": _format_markdown_table(preview), "type": "md"},
         },
     )
-    return properties
+    return {"titanic_input": properties}
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file that no step could read, by its first line alone.
+
+    Raises:
+        ValueError: It is no regular file, not CSV, or lacks a column.
+    """
+    _refuse_what_is_no_file(path)
+    _refuse_foreign_format(path, file_name=path.name)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        _check_header(next(_check_lines(text, file_name=path.name)), file_name=path.name)
 
 
 def _refuse_what_is_no_file(path: Path) -> None:

@@ -169,7 +169,7 @@ def _group_files(spark: SparkSession, uris: Sequence[str]) -> list[_FileGroup]:
         by_path.setdefault(row.path, []).append(row)
     if len(by_path) < len(set(uris)):
         with_header = {_decode_name(path) for path in by_path}
-        without = sorted({uri.rsplit("/", 1)[-1] for uri in uris} - with_header)
+        without = sorted({_decode_name(uri.replace("\\", "")) for uri in uris} - with_header)
         raise ValueError(
             f"{', '.join(without) or 'A file'}, line 1: there is no header with the columns "
             f"{', '.join(COLUMNS)}: begin the file with it."

@@ -79,7 +79,7 @@ class _Scores:
 
 def train(
     titanic_prepared: ds.Dataset, survival_model: Path, report: Callable[..., None]
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, dict[str, str]]]:
     """Write the model, its metrics, its card and three plots into `survival_model`.
 
     All rows train the model. The scores come from stratified five-fold cross-validation over
@@ -133,7 +133,8 @@ def train(
         rows_cross_validated=scores.rows_cross_validated,
         **{name: _embed_picture(name, survival_model / f"{name}.png") for name in plots},
     )
-    return {"model.skops": {"rows": str(len(target)), "accuracy": f"{scores.accuracy:.4f}"}}
+    properties = {"rows": str(len(target)), "accuracy": f"{scores.accuracy:.4f}"}
+    return {"survival_model": {"model.skops": properties}}
 
 
 # --- the table -----------------------------------------------------------------------------
@@ -405,12 +406,14 @@ def _plot_survival(table: pa.Table) -> Figure:
             if row is None:
                 continue
             x = pclass + (at - 1.5) * width
-            share = row[f"{_TARGET}_sum"] / row[f"{_TARGET}_count"]
+            count = row[f"{_TARGET}_count"]
+            share = row[f"{_TARGET}_sum"] / count
+            people = f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
             axes.bar(x, share, width * 0.92, color=color)
             axes.text(
                 x,
                 share + 0.015,
-                f"{share:.0%}\nof {row[f'{_TARGET}_count']:,}",
+                f"{share:.0%}\nof {people}",
                 ha="center",
                 va="bottom",
                 fontsize=6.5,

@@ -78,7 +78,7 @@ def test_first_commit_makes_version_0_and_each_further_one_the_next(datastore: D
 
 
 def test_dataset_that_was_never_made_is_not_found(datastore: Datastore) -> None:
-    with pytest.raises(DatasetNotFoundError, match="'whole' does not exist.*Materialize"):
+    with pytest.raises(DatasetNotFoundError, match=r"'whole' does not exist.*Materialize"):
         resolve(datastore, "whole")
     assert not datastore.filesystem().exists(datastore.uri("whole"))
 
@@ -93,7 +93,7 @@ def test_reference_goes_on_meaning_its_version(datastore: Datastore) -> None:
 
 def test_version_that_never_was_is_not_found(datastore: Datastore) -> None:
     put(datastore, WHOLE, numbers(1))
-    with pytest.raises(DatasetNotFoundError, match="Version 7 of .* never existed, or was vacuum"):
+    with pytest.raises(DatasetNotFoundError, match=r"Version 7 of .* never existed, or was vacuum"):
         resolve(datastore, "whole", version=7)
 
 
@@ -117,7 +117,9 @@ def test_partitions_without_data_are_left_out_if_one_has_some(datastore: Datasto
     put(datastore, A, numbers(1))
     assert resolve(datastore, "parts", partitions=["a", "z"]).partitions == ("a",)
     assert resolve(datastore, "parts", partitions=[]).files == ()
-    with pytest.raises(PartitionNotFoundError, match="'parts' .version 0. has no data for .* y, z"):
+    with pytest.raises(
+        PartitionNotFoundError, match=r"'parts' .version 0. has no data for .* y, z"
+    ):
         resolve(datastore, "parts", partitions=["y", "z"])
 
 

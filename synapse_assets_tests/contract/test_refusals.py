@@ -210,8 +210,8 @@ class TestTypes:
     @pytest.mark.parametrize(
         ("column", "match"),
         [
-            (pa.array([dt.datetime(2020, 1, 1)], pa.timestamp("us")), "without a time zone"),
-            (pa.array([[dt.datetime(2020, 1, 1)]], pa.list_(pa.timestamp("us"))), "time zone"),
+            (pa.array([0], pa.timestamp("us")), "without a time zone"),
+            (pa.array([[0]], pa.list_(pa.timestamp("us"))), "time zone"),
             (pa.array([1], pa.uint8()), "'x' of 'whole' is a uint8, .* signed"),
             (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.uint64())), "is a uint64"),
             (pa.nulls(1), "holds nothing but nulls"),

@@ -63,7 +63,10 @@ def _end(writer: ForkServerProcess) -> None:
 
 
 def test_16_writers_of_a_new_table_each_land_exactly_once(
-    store: Store, datastore: Datastore, processes: ForkServerContext, pipe: tuple[Connection, Connection]
+    store: Store,
+    datastore: Datastore,
+    processes: ForkServerContext,
+    pipe: tuple[Connection, Connection],
 ) -> None:
     ours, theirs = pipe
     barrier = processes.Barrier(16)
@@ -84,7 +87,10 @@ def test_16_writers_of_a_new_table_each_land_exactly_once(
 
 
 def test_8_writers_of_the_same_attempt_make_one_version(
-    store: Store, datastore: Datastore, processes: ForkServerContext, pipe: tuple[Connection, Connection]
+    store: Store,
+    datastore: Datastore,
+    processes: ForkServerContext,
+    pipe: tuple[Connection, Connection],
 ) -> None:
     ours, theirs = pipe
     slot = Slot("new")
@@ -160,7 +166,10 @@ def _assert_complete(datastore: Datastore, acknowledged: dict[str, int]) -> None
 
 @pytest.mark.kill
 def test_writer_killed_before_its_commit_is_not_seen_and_can_be_finished(
-    store: Store, datastore: Datastore, processes: ForkServerContext, pipe: tuple[Connection, Connection]
+    store: Store,
+    datastore: Datastore,
+    processes: ForkServerContext,
+    pipe: tuple[Connection, Connection],
 ) -> None:
     ours, theirs = pipe
     slot = Slot("cut")

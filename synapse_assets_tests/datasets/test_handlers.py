@@ -3,6 +3,7 @@
 import datetime as dt
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import pyarrow.dataset as ds
 import pytest
 
 from synapse_assets.datasets import handlers
+from synapse_assets.datasets.attempt import StagedDataset
 from synapse_assets.datasets.handlers import Access, TypeHandler
 from synapse_assets.datasets.io_manager import DatasetIOManager
 from synapse_assets.datasets.slot import Slot
-from synapse_assets.datasets.table import resolve
-from synapse_assets.datasets.version import DatasetVersion
+from synapse_assets.datasets.table import column_bounds, commit, resolve
+from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import ConfigurationError, PartitionNotFoundError
-from synapse_assets_tests.datasets.staging import numbers, put, put_files, rows_of
+from synapse_assets_tests.datasets.staging import numbers, put_files, rows_of
 
 UTC = dt.timezone.utc
 AT = dt.datetime(2026, 11, 24, 6, 0, 0, 123_456, UTC)
@@ -106,11 +108,11 @@ def materialize(datastore: Datastore, instance: dg.DagsterInstance) -> Materiali
 
 
 def source(name: str, make: Callable[[], Any], **options: Any) -> dg.AssetsDefinition:
-    @dg.asset(name=name, **options)
     def made() -> Any:
         return make()
 
-    return made
+    asset: dg.AssetsDefinition = dg.asset(name=name, **options)(made)
+    return asset
 
 
 def sink(
@@ -124,13 +126,14 @@ def sink(
     take.__annotations__["value"] = annotation
     mapping = options.pop("partition_mapping", None)
     ins = {"value": dg.AssetIn(upstream, partition_mapping=mapping)}
-    return dg.asset(name=name, ins=ins, **options)(take)
+    asset: dg.AssetsDefinition = dg.asset(name=name, ins=ins, **options)(take)
+    return asset
 
 
 class TestThroughDagster:
     def test_every_type_round_trips(self, materialize: Materialize) -> None:
         loaded: dict[str, Any] = {}
-        sources = [source(f"s_{name}", lambda m=make: m(TABLE)) for name, make in MAKE.items()]
+        sources = [source(f"s_{name}", partial(make, TABLE)) for name, make in MAKE.items()]
         sinks = [sink(f"s_{name}", TYPES[name], loaded, name=name) for name in MAKE]
         materialize(*sources, *sinks)
         for name, value in loaded.items():
@@ -229,7 +232,7 @@ class TestThroughDagster:
             partitions_def=dg.StaticPartitionsDefinition(["a", "b"]),
             metadata={"partition_by": "part"},
         )
-        with pytest.raises(ValueError, match="partition 'b' in column 'part' .* for .* 'a'"):
+        with pytest.raises(ValueError, match=r"partition 'b' in column 'part' .* for .* 'a'"):
             materialize(wrong, partition_key="a")
         assert not Path(datastore.uri("up", "_delta_log")).exists()
 
@@ -237,26 +240,30 @@ class TestThroughDagster:
         loaded: dict[str, Any] = {}
         for annotation in (dict, list[int]):
             down = sink("up", annotation, loaded, name="down")
-            with pytest.raises(ConfigurationError, match="No type handler loads .* pandas.Data"):
+            with pytest.raises(ConfigurationError, match=r"No type handler loads .* pandas.Data"):
                 materialize(source("up", lambda: TABLE), down)
 
     def test_unknown_value_names_the_known_types(self, materialize: Materialize) -> None:
-        with pytest.raises(ConfigurationError, match="stores a dict, which 'up' .* pandas.Data"):
+        with pytest.raises(ConfigurationError, match=r"stores a dict, which 'up' .* pandas.Data"):
             materialize(source("up", lambda: {"a": 1}))
 
-    def test_table_is_no_folder_and_a_folder_no_table(
-        self, materialize: Materialize, tmp_path: Path
+    @pytest.mark.parametrize("annotation", [Path, list[Path], list[str]])
+    def test_table_is_no_folder(self, materialize: Materialize, annotation: Any) -> None:
+        down = sink("up", annotation, {}, name="down")
+        with pytest.raises(TypeError, match=r"'up' is a TabularDataset, .* needs a FileDataset"):
+            materialize(source("up", lambda: TABLE), down)
+
+    @pytest.mark.parametrize("annotation", [pa.Table, pl.LazyFrame, pd.DataFrame])
+    def test_folder_is_no_table(
+        self, materialize: Materialize, tmp_path: Path, annotation: Any
     ) -> None:
-        loaded: dict[str, Any] = {}
-        for value, annotation in ((TABLE, Path), (TABLE, list[str]), (tmp_path, pa.Table)):
-            down = sink("up", annotation, loaded, name=f"down_{len(str(annotation))}")
-            with pytest.raises(TypeError, match="'up' is a .*Dataset, and the type asked for needs"):
-                materialize(source("up", lambda v=value: v, metadata={}), down)
-            materialize_new_key = Path(tmp_path / "datastore" / "up")
-            materialize_new_key.rename(tmp_path / f"old{len(str(annotation))}-{id(value)}")
+        (tmp_path / "given").mkdir()
+        down = sink("up", annotation, {}, name="down")
+        with pytest.raises(TypeError, match=r"'up' is a FileDataset, .* needs a TabularDataset"):
+            materialize(source("up", lambda: tmp_path / "given"), down)
 
     def test_missing_path_is_refused(self, materialize: Materialize, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="There is nothing at .*gone"):
+        with pytest.raises(FileNotFoundError, match=r"There is nothing at .*gone"):
             materialize(source("up", lambda: tmp_path / "gone"))
 
     def test_nothing_returned_is_nothing_committed(
@@ -267,12 +274,14 @@ class TestThroughDagster:
 
     def test_each_run_is_a_version(self, materialize: Materialize, datastore: Datastore) -> None:
         for number in range(3):
-            materialize(source("up", lambda n=number: numbers(n)))
+            materialize(source("up", partial(numbers, number)))
         assert resolve(datastore, "up").version == 2
 
     def test_preview_survives_values_that_python_has_not(self, materialize: Materialize) -> None:
         column = pa.array([2**62, None], pa.timestamp("us", "UTC"))
-        result = materialize(source("up", lambda: pa.table({"t": column, "a|b": ["x\ny", "z" * 99]})))
+        result = materialize(
+            source("up", lambda: pa.table({"t": column, "a|b": ["x\ny", "z" * 99]}))
+        )
         (event,) = result.asset_materializations_for_node("up")
         preview = str(event.metadata["preview"].value)
         assert "a timestamp[us, tz=UTC] beyond what Pyt…" in preview
@@ -284,10 +293,6 @@ def store(
     datastore: Datastore, slot: Slot, value: Any, *, access: Access = ACCESS
 ) -> DatasetVersion:
     """Write a value with its handler and commit it, without Dagster."""
-    from synapse_assets.datasets.attempt import StagedDataset
-    from synapse_assets.datasets.table import commit
-    from synapse_assets.datasets.version import DataFile
-
     target = slot.fresh_target(datastore, attempt="attempt")
     files = handler_of(type(value)).write(value, target, access)
     staged = StagedDataset(
@@ -376,26 +381,30 @@ class TestOfArrow:
         assert sorted(found) == sorted(version.partitions)
 
 
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
+    from pyspark.sql import SparkSession
+
+    session = (
+        SparkSession.builder.master("local[1]")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.shuffle.partitions", "1")
+        .getOrCreate()
+    )
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="module")
+def access(spark: Any) -> Access:
+    return Access(spark=lambda: spark, hadoop_paths=True)
+
+
 @pytest.mark.spark
 class TestOfSpark:
-    @pytest.fixture(scope="class")
-    def spark(self) -> Iterator[Any]:
-        from pyspark.sql import SparkSession
-
-        session = (
-            SparkSession.builder.master("local[1]")
-            .config("spark.ui.enabled", "false")
-            .config("spark.sql.session.timeZone", "UTC")
-            .config("spark.sql.shuffle.partitions", "1")
-            .getOrCreate()
-        )
-        yield session
-        session.stop()
-
-    @pytest.fixture(scope="class")
-    def access(self, spark: Any) -> Access:
-        return Access(spark=lambda: spark, hadoop_paths=True)
-
     def test_frame_flows_through_dagster(
         self, spark: Any, materialize: Materialize, datastore: Datastore
     ) -> None:
@@ -406,10 +415,10 @@ class TestOfSpark:
         options = {"partitions_def": parts, "metadata": {"partition_by": "part"}}
         up = source("up", lambda: spark.range(3).selectExpr("id AS x"), **options)
         again = sink("up", DataFrame, loaded, name="again", partitions_def=parts)
-        for key in parts.get_partition_keys():
-            materialize(up, again, partition_key=key)
-            found = sorted((row.x, row.part) for row in loaded["again"].collect())
-            assert found == [(0, key), (1, key), (2, key)]
+        materialize(up, partition_key="*")
+        materialize(up, again, partition_key="a b/%2F")
+        found = sorted((row.x, row.part) for row in loaded["again"].collect())
+        assert found == [(x, "a b/%2F") for x in range(3)]
         whole = sink("up", DataFrame, loaded, name="whole")
         arrow = sink("up", pa.Table, loaded, name="arrow")
         materialize(up, whole, arrow, selection=[whole, arrow])
@@ -430,7 +439,7 @@ class TestOfSpark:
         frame = handler_of(DataFrame).load(whole.to_json(), access)
         assert frame.count() == 6
         assert frame.columns == [*table.schema.names, "part"]
-        row = frame.where("part = \"it's\" AND i = 1").collect()[0]
+        row = frame.where('part = "it\'s" AND i = 1').collect()[0]
         assert (row.f, row.s, row.d, row.b, row.u) == (0.5, "ü", AT.date(), True, 2**32 - 1)
         assert frame.where(f"t = timestamp'{AT:%Y-%m-%d %H:%M:%S.%f}'").count() == 3
         empty = resolve(datastore, "t", partitions=[])
@@ -447,8 +456,6 @@ class TestOfSpark:
         (row,) = handler_of(pa.Table).load(version.to_json(), access).to_pylist()
         assert math.isnan(row.pop("nan"))
         assert row == {"i": 1, "s": "ü", "f": 0.5, "d": AT.date(), "t": AT, "l": [1]}
-        from synapse_assets.datasets.table import column_bounds
-
         bounds = column_bounds(datastore, version)
         # Spark's files tell a NaN from none, so the others keep their upper bound.
         assert (bounds["f"].lower, bounds["f"].upper) == (0.5, 0.5)
@@ -491,10 +498,11 @@ class TestOfSpark:
             handler_of(DataFrame).load(version.to_json(), access)
 
 
-def test_every_handled_type_is_found_by_its_name(datastore: Datastore) -> None:
+def test_every_handled_type_is_found_by_its_name_and_no_other() -> None:
     from pyspark.sql import DataFrame
 
     annotations = [*TYPES.values(), DataFrame, Path, list[Path], list[str]]
     found = {id(handlers.handler_for(annotation)) for annotation in annotations}
     assert len(found) == len(handlers.handled_types()) == len(annotations)
-    put(datastore, Slot("t"), numbers(1))
+    for annotation in (None, Any, int, list, list[int], list[int | str], dict[str, Path], "Path"):
+        assert handlers.handler_for(annotation) is None

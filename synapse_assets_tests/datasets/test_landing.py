@@ -63,10 +63,10 @@ def test_empty_blob_arrives_too(datastore: Datastore) -> None:
 
 
 def test_missing_arrival_is_told_with_those_that_are_there(datastore: Datastore) -> None:
-    with pytest.raises(PartitionNotFoundError, match="arrival 'z' is in .*; there is nothing"):
+    with pytest.raises(PartitionNotFoundError, match=r"arrival 'z' is in .*; there is nothing"):
         find_arrival(datastore, FOLDER, "z")
     land(datastore, "a.csv")
-    with pytest.raises(PartitionNotFoundError, match="there is a. Land it again, or delete"):
+    with pytest.raises(PartitionNotFoundError, match=r"there is a. Land it again, or delete"):
         find_arrival(datastore, FOLDER, "z")
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synapse_assets.datasets.parquet import read_footers
+from synapse_assets.datasets.parquet import LARGEST_FLOATS, read_footers
 from synapse_assets.errors import StagedFilesError
 
 UTC = dt.timezone.utc
@@ -86,6 +86,10 @@ def test_no_bound_excludes_a_value(folder: Path, columns: dict[str, list[Any]], 
             if name in found["minValues"]:
                 assert as_bound(found["minValues"][name], value) <= order
             if name in found["maxValues"]:
+                if order == math.inf:
+                    assert found["maxValues"][name] in LARGEST_FLOATS.values()
+                    assert value != math.inf
+                    continue
                 assert as_bound(found["maxValues"][name], value) >= order
 
 
@@ -109,13 +113,22 @@ def test_bounds_are_tight_where_nothing_forbids_it(folder: Path) -> None:
             "d": "2026-11-24",
             "f": 0.5,
         },
-        "maxValues": {"i": 3, "s": "b", "t": "2026-11-24T06:00:00.123Z", "d": "2026-11-24"},
+        "maxValues": {
+            "i": 3,
+            "s": "b",
+            "t": "2026-11-24T06:00:00.123Z",
+            "d": "2026-11-24",
+            "f": LARGEST_FLOATS["DOUBLE"],
+        },
         "nullCount": dict.fromkeys("istdf", 1),
     }
 
 
-def test_nan_is_above_the_upper_bound_of_no_file(folder: Path) -> None:
-    for column in ([1.0, math.nan], [math.nan], [math.inf, 1.0]):
+def test_upper_bound_leaves_room_for_a_nan_that_the_footer_hides(folder: Path) -> None:
+    for name, arrow_type in (("FLOAT", pa.float32()), ("DOUBLE", pa.float64())):
+        found = write(folder, pa.table({"f": pa.array([1.0, math.nan], arrow_type)}))
+        assert found["maxValues"] == {"f": LARGEST_FLOATS[name]}
+    for column in ([math.nan], [math.inf, 1.0]):
         assert write(folder, pa.table({"f": column}))["maxValues"] == {}
 
 
@@ -133,11 +146,28 @@ def test_times_beyond_pythons_calendar_have_no_bounds(folder: Path, column: pa.A
     assert (found["minValues"], found["maxValues"], found["nullCount"]) == ({}, {}, {"t": 0})
 
 
-@pytest.mark.parametrize("size", [32, 33, 5_000])
-def test_long_text_has_no_upper_bound(folder: Path, size: int) -> None:
-    found = write(folder, pa.table({"s": ["b" * size, "a"]}))
-    assert found["maxValues"] == ({"s": "b" * 32} if size == 32 else {})
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("b" * 32, "b" * 32),
+        ("b" * 33, "b" * 32 + "\U0010ffff"),
+        ("\U0010ffff" * 33, "\U0010ffff" * 33),
+        ("\U0010ffff" * 34, None),
+        ("b" * 5_000, None),
+    ],
+)
+def test_upper_bound_of_long_text_is_cut_upwards(
+    folder: Path, text: str, bound: str | None
+) -> None:
+    found = write(folder, pa.table({"s": [text, "a"]}))
+    assert found["maxValues"].get("s") == bound
     assert found["minValues"].get("s", "a") == "a"
+
+
+def test_decimals_are_bounded_where_json_holds_them_exactly(folder: Path) -> None:
+    exact, long = decimal.Decimal("1.50"), decimal.Decimal("1234567890123456789.01")
+    assert write(folder, pa.table({"x": [exact]}))["maxValues"] == {"x": 1.5}
+    assert write(folder, pa.table({"x": [long]}))["maxValues"] == {}
 
 
 def test_nulls_alone_have_no_bounds_and_take_none_from_other_groups(folder: Path) -> None:
@@ -157,12 +187,10 @@ def test_group_without_statistics_takes_away_all_bounds(folder: Path) -> None:
 def test_types_without_an_order_in_json_have_none(folder: Path) -> None:
     table = pa.table(
         {
-            "d": [decimal.Decimal("1.5")],
             "b": [b"\xff"],
             "l": [[1, 2]],
             "s": [{"x": 1}],
             "with.dot": [1],
-            "bool": [True],
         }
     )
     found = write(folder, table)

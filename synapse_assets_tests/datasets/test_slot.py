@@ -29,7 +29,7 @@ def test_slot_of_an_asset_has_its_metadata() -> None:
 
 
 def test_unknown_schema_change_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="schema_change='merge'.*'refuse' or 'evolve'"):
+    with pytest.raises(ConfigurationError, match=r"schema_change='merge'.*'refuse' or 'evolve'"):
         Slot.of_asset(dg.AssetKey("a"), partition=None, metadata={"schema_change": "merge"})
 
 

@@ -22,14 +22,14 @@ def target(tmp_path: Path) -> Path:
 def _land_bytes(data: bytes, target: Path, reports: Reports) -> dict[str, dict[str, str]]:
     path = target.parent / "Titanic.csv"
     path.write_bytes(data)
-    found = land([path], target, reports)
+    found = land([path], target, reports)["titanic_input"]
     assert (target / "Titanic.csv").read_bytes() == data
     return found
 
 
 @pytest.mark.titanic
 def test_the_real_file_has_891_rows(titanic_csv: Path, target: Path, reports: Reports) -> None:
-    found = land([titanic_csv], target, reports)
+    found = land([titanic_csv], target, reports)["titanic_input"]
     assert found == {"Titanic.csv": {"rows": "891", "columns": "12"}}
     assert (target / "Titanic.csv").read_bytes() == titanic_csv.read_bytes()
     assert reports.of["titanic_input"]["dagster/row_count"] == 891
@@ -166,7 +166,7 @@ def test_files_of_one_name_all_survive(
         write_csv(passenger(2), passenger(3), name="b/Titanic.csv"),
         write_csv(name="c/titanic-2.csv"),
     ]
-    found = land(landing, target, reports)
+    found = land(landing, target, reports)["titanic_input"]
     assert {name: of["rows"] for name, of in found.items()} == {
         "Titanic.csv": "1",
         "Titanic-3.csv": "2",

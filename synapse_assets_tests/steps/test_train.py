@@ -80,7 +80,7 @@ def test_the_real_file_reaches_82_percent(
 
 def test_everything_a_reader_needs_is_written(folder: Path, reports: Reports) -> None:
     table = _make_table(300)
-    properties = train(ds.dataset(table), folder, reports)
+    properties = train(ds.dataset(table), folder, reports)["survival_model"]
     assert {path.name for path in folder.iterdir()} == {
         "model.skops",
         "metrics.json",
