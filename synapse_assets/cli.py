@@ -24,10 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     options = _parser().parse_args(arguments)
     options.started = started
-    project = _project_folder()
-    settings.set_defaults(project)
     try:
-        sys.exit(options.run(options, project))
+        sys.exit(options.run(options))
     except (SynapseAssetsError, ValueError) as e:
         print(f"synapse-assets: {e}", file=sys.stderr)
         sys.exit(1)
@@ -59,17 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _project_folder() -> Path:
-    """Return the folder that holds workspace.yaml: the checkout, or where we were called."""
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout if (checkout / "workspace.yaml").exists() else Path.cwd()
-
-
-def _home(project: Path) -> Path:
-    return Path(os.environ.get("DAGSTER_HOME") or project / ".synapse_assets" / "dagster_home")
-
-
-def _sample(options: argparse.Namespace, _project: Path) -> int:
+def _sample(options: argparse.Namespace) -> int:
     from synapse_assets.sample import write_sample
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,24 +68,24 @@ def _sample(options: argparse.Namespace, _project: Path) -> int:
     return 0
 
 
-def _landed_sample(project: Path) -> Path:
+def _own_sample() -> Path:
     """Return the sample that stands in where no input is given, written on first use."""
     from synapse_assets.sample import write_sample
 
-    path = project / ".synapse_assets" / "sample" / "sample.csv"
+    path = settings.state_folder() / "sample" / "sample.csv"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sample(path, rows=_SAMPLE_ROWS, seed=_SAMPLE_SEED)
     return path
 
 
-def _run(options: argparse.Namespace, project: Path) -> int:
+def _run(options: argparse.Namespace) -> int:
     from synapse_assets.compute.java import require_java
     from synapse_assets.steps.land import check_header
 
     # Whatever would stop the run is looked for before any of the slow imports.
     require_java()
-    source = options.input or _landed_sample(project)
+    source = options.input or _own_sample()
     check_header(source)
 
     from synapse_assets import pipeline
@@ -105,7 +93,7 @@ def _run(options: argparse.Namespace, project: Path) -> int:
     from synapse_assets.definitions import defs
     from synapse_assets.defs.resources import resources_of
 
-    home = _home(project)
+    home = settings.dagster_home()
     pipeline.prepare_home(home)
     datastore = resources_of(settings.deployment())["datastore"]
     datastore = datastore.process_config_and_initialize()
@@ -144,7 +132,7 @@ def _run(options: argparse.Namespace, project: Path) -> int:
     return 0
 
 
-def _ui(options: argparse.Namespace, project: Path) -> int:
+def _ui(options: argparse.Namespace) -> int:
     from synapse_assets.compute.java import require_java
 
     require_java()
@@ -161,14 +149,15 @@ def _ui(options: argparse.Namespace, project: Path) -> int:
     from synapse_assets import pipeline
     from synapse_assets.defs.resources import resources_of
 
-    home = _home(project)
+    home = settings.dagster_home()
     pipeline.prepare_home(home)
     datastore = resources_of(settings.deployment())["datastore"].process_config_and_initialize()
     with pipeline.open_instance(home) as instance:
         pipeline.end_dead_runs(instance)
         if not pipeline.register_arrivals(instance, datastore):
-            pipeline.land_file(datastore, _landed_sample(project))
+            pipeline.land_file(datastore, _own_sample())
             pipeline.register_arrivals(instance, datastore)
+    project = settings.project_folder()
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(project / "workspace.yaml")]
     command += ["--host", "127.0.0.1", "--port", str(options.port)]
     print(f"Dagster's UI comes up on http://127.0.0.1:{options.port} (Ctrl-C ends it).", flush=True)

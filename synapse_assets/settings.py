@@ -5,8 +5,7 @@ from pathlib import Path
 
 DEPLOYMENT = "SYNAPSE_ASSETS_DEPLOYMENT"
 DATASTORE = "SYNAPSE_ASSETS_DATASTORE"
-
-_DATASTORE_FOLDER = ".synapse_assets/datastore"
+DAGSTER_HOME = "DAGSTER_HOME"
 
 
 def deployment() -> str:
@@ -14,6 +13,17 @@ def deployment() -> str:
     return os.environ.get(DEPLOYMENT) or "local"
 
 
-def set_defaults(project: Path) -> None:
-    """Set what is not set: the datastore is a folder of the project."""
-    os.environ.setdefault(DATASTORE, str(project / _DATASTORE_FOLDER))
+def project_folder() -> Path:
+    """Return the folder that holds workspace.yaml: the checkout, or where we were called."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "workspace.yaml").exists() else Path.cwd()
+
+
+def state_folder() -> Path:
+    """Return the folder of the project for what runs leave behind; git ignores it."""
+    return project_folder() / ".synapse_assets"
+
+
+def dagster_home() -> Path:
+    """Return where Dagster keeps its records."""
+    return Path(os.environ.get(DAGSTER_HOME) or state_folder() / "dagster_home")

@@ -35,22 +35,37 @@ def line_on_stderr(result: "subprocess.CompletedProcess[str]") -> str:
     return line.removeprefix("synapse-assets: ")
 
 
+def start_and_kill(*arguments: str, when: str, environment: Mapping[str, str]) -> None:
+    """Start a command and kill it when a line of its output holds `when`."""
+    command = [sys.executable, "-c", "from synapse_assets.cli import main; main()", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert any(when in line for line in process.stdout)
+        process.kill()
+
+
 @pytest.mark.spark
-def test_run_makes_everything_once_and_says_so_the_second_time(
+@pytest.mark.kill
+def test_run_repairs_what_was_killed_then_has_nothing_to_do_then_takes_what_is_new(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     source = tmp_path / "arrival one.csv"
     call("sample", "--rows", "600", "--out", str(source), environment=environment)
-    first = call("run", "--input", str(source), environment=environment)
+    run = ("run", "--input", str(source))
+    start_and_kill(*run, when="steps.prepare:prepare started", environment=environment)
+
+    first = call(*run, environment=environment)
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stderr == ""
-    assert "titanic_input        has never been materialized" in first.stdout
+    assert "was killed; what it had not committed is made again" in first.stdout
+    assert re.search(r"^titanic_input .* up to date ", first.stdout, re.MULTILINE)
+    assert "titanic_prepared     has never been materialized" in first.stdout
     assert "check rows_are_conserved passed: 600 rows in = " in first.stdout
     assert re.search(r"^survival_model +0 +\d+ files .* \d+\.\d ", first.stdout, re.MULTILINE)
     assert re.search(r"Cross-validated accuracy: 0\.[6-9]\d\d", first.stdout)
     assert "make ui" in first.stdout
 
-    second = call("run", "--input", str(source), environment=environment)
+    second = call(*run, environment=environment)
     assert second.returncode == 0
     assert second.stdout.count("up to date") == 4
     assert "Nothing to do: same code and same input" in second.stdout
@@ -58,7 +73,7 @@ def test_run_makes_everything_once_and_says_so_the_second_time(
     # A row that has to be refused: re-landed under the same name, the arrival runs again.
     with source.open("a") as file:
         file.write('99999,1,3,"Doe, Mr. John",male,abc,0,0,1,7.5,,S\n')
-    third = call("run", "--input", str(source), environment=environment)
+    third = call(*run, environment=environment)
     assert third.returncode == 0
     assert "landing has a new data version" in third.stdout
     assert re.search(r"^titanic_quarantined +1 +1 row ", third.stdout, re.MULTILINE)

@@ -133,7 +133,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
         manifest = attempt.manifest()
         if manifest is not None:
             context.log.info(f"{key} has already finished: its files are adopted.")
-            return _completed(manifest, slots, reported=())
+            return _completed(manifest, slots, inputs=inputs, reported=())
         batch_id = attempt.running_batch(service)
         with dg.open_pipes_session(
             context=context,
@@ -157,7 +157,8 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
                 batch_id = attempt.submit(service, bundle=bundle.upload(self.datastore), job=job)
                 context.log.info(f"{step.entry_point} started as batch {batch_id}.")
             manifest = attempt.wait(service, batch_id, timeout=self.timeout_seconds)
-        return _completed(manifest, slots, reported=session.get_reported_results())
+        reported = session.get_reported_results()
+        return _completed(manifest, slots, inputs=inputs, reported=reported)
 
 
 def _slots(context: dg.AssetExecutionContext) -> dict[str, tuple[dg.AssetKey, Slot]]:
@@ -187,16 +188,19 @@ def _completed(
     manifest: Mapping[str, Any],
     slots: Mapping[str, tuple[dg.AssetKey, Slot]],
     *,
+    inputs: Mapping[str, DatasetVersion],
     reported: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult],
 ) -> CompletedStep:
     """Return the result of a step from its manifest and what it reported through Pipes."""
     seconds = manifest["seconds"]
+    read = {version.name: version.version for version in inputs.values()}
     materializations = []
     for name, (key, _) in slots.items():
         staged = _staged_output(manifest, name)
         metadata = {
             "seconds": dg.MetadataValue.float(round(seconds["load"] + seconds["run"], 2)),
             "environment": dg.MetadataValue.json(manifest["environment"]),
+            "inputs": dg.MetadataValue.json(read),
             **{label: _metadata_value(value) for label, value in staged.metadata.items()},
         }
         for result in reported:

@@ -263,7 +263,7 @@ class _SparkFrame(TypeHandler):
 
         column = target.partition_by
         if column is not None and column in value.columns:
-            other = value.select(column).where(~f.col(column).eqNullSafe(target.partition))
+            other = value.select(column).where(~f.col(column).eqNullSafe(f.lit(target.partition)))
             _require_partition({row[0] for row in other.limit(1).collect()}, target)
             value = value.drop(column)
         # Spark's default, INT96, has no place in Delta.
@@ -381,7 +381,7 @@ class _FileUris(_Files):
 
 
 def _absolute(reference: Reference, file: Mapping[str, Any]) -> str:
-    return os.path.join(reference["uri"], file["path"])  # noqa: PTH118 -- URIs are not paths
+    return str(os.path.join(reference["uri"], file["path"]))  # noqa: PTH118 -- URIs are not paths
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """Which datastore, Spark pool and CPU each deployment uses. Nothing else decides that."""
 
+import os
 from typing import Any
 
 import dagster as dg
@@ -9,7 +10,7 @@ from synapse_assets.compute.spark import LocalSpark
 from synapse_assets.datasets.io_manager import DatasetIOManager
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import ConfigurationError
-from synapse_assets.settings import DATASTORE, DEPLOYMENT, deployment
+from synapse_assets.settings import DATASTORE, DEPLOYMENT, deployment, state_folder
 
 # A step waits for a process or a cluster, so a run needs no fresh interpreter for each: the fork
 # server has imported everything once.
@@ -40,7 +41,9 @@ def resources_of(name: str) -> dict[str, Any]:
         )
     if name != "local":
         raise ConfigurationError(f"{DEPLOYMENT}={name} is unknown: set it to 'local'.")
-    datastore = Datastore(root=dg.EnvVar(DATASTORE))
+    chosen = DATASTORE in os.environ
+    root = dg.EnvVar(DATASTORE) if chosen else str(state_folder() / "datastore")
+    datastore = Datastore(root=root)
     return {
         "datastore": datastore,
         "io_manager": DatasetIOManager(datastore=datastore),

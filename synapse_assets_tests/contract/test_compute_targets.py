@@ -201,6 +201,20 @@ def test_older_version_stays_readable_after_a_failure(run: Run, datastore: Datas
     assert resolve(datastore, "numbers").rows == 4
 
 
+@pytest.mark.kill
+def test_step_killed_while_writing_leaves_the_last_version_whole(
+    run: Run, datastore: Datastore
+) -> None:
+    run("fill", asset="files")
+    with pytest.raises(StepFailedError, match="killed by SIGKILL"):
+        run("kill_itself_while_writing", asset="files")
+    version = resolve(datastore, "files")
+    assert [file.name for file in version.files] == ["a.txt"]
+    assert datastore.read_text(version.file("a.txt")) == "content"
+    run("fill", asset="files", name="b.txt")
+    assert [file.name for file in resolve(datastore, "files").files] == ["b.txt"]
+
+
 def test_unbindable_parameter_is_named(run: Run) -> None:
     with pytest.raises(StepFailedError, match="no parameter for: surprise"):
         run("make_rows", surprise=1)

@@ -87,6 +87,15 @@ def kill_itself() -> dict[str, pa.Table]:
     raise AssertionError
 
 
+def kill_itself_while_writing(files: Path) -> None:
+    """Die with a file half written."""
+    (files / "whole.txt").write_text("whole")
+    with (files / "half.txt").open("w") as file:
+        file.write("half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def print_lines(lines: int = 10) -> dict[str, pa.Table]:
     """Print to both streams."""
     for number in range(lines):
