@@ -73,6 +73,11 @@ class Slot:
         )
 
     @property
+    def partition_columns(self) -> list[str]:
+        """The partition columns of the dataset: one, or none."""
+        return [] if self.partition_by is None else [self.partition_by]
+
+    @property
     def folder(self) -> str:
         """Folder of the slot below the dataset: '' or, percent-encoded, 'arrival=2026-11-24'."""
         if self.partition_by is None or self.partition is None:

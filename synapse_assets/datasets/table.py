@@ -7,7 +7,7 @@ to pin and to travel in time. See https://github.com/delta-io/delta/blob/master/
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -15,26 +15,21 @@ from urllib.parse import unquote
 from synapse_assets.datasets import file_entries
 from synapse_assets.datasets.attempt import StagedDataset
 from synapse_assets.datasets.parquet import LARGEST_FLOATS, read_footers
+from synapse_assets.datasets.schema import check_protocol, delta_schema, evolve_schema, kind_of
 from synapse_assets.datasets.slot import Slot, dataset_uri
-from synapse_assets.datasets.version import DataFile, DatasetKind, DatasetVersion
+from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import (
     CommitConflictError,
     DatasetNotFoundError,
     PartitionNotFoundError,
-    SchemaChangedError,
     StagedFilesError,
     UnsupportedTableError,
 )
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from deltalake import DeltaTable, Schema
     from deltalake.transaction import AddAction
-
-# What Spark 3.4 with Delta 2.4 reads and writes without any table feature.
-_MAX_READER_VERSION = 1
-_MAX_WRITER_VERSION = 2
 
 _MAX_TRIES = 12
 _FIRST_WAIT_SECONDS = 0.05
@@ -78,7 +73,7 @@ def resolve(
             f"Dataset '{name}' (version {table.version()}) has no data for the partition(s) "
             f"{asked}. Materialize them first."
         )
-    kind = _kind(table)
+    kind = kind_of(table)
     if kind == "FileDataset":
         files = tuple(file_entries.read(files, uri=uri, datastore=datastore))
     return DatasetVersion(
@@ -169,13 +164,14 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
     _check_files(datastore, uri, staged)
     app_id = f"{slot.name}/{staged.attempt}"
     new: tuple[Schema, list[AddAction]] | None = None
+    conflict: CommitFailedError | None = None
     for attempt in range(_MAX_TRIES):
         table = _open(datastore, uri)
         if table is not None:
             made = table.transaction_version(app_id)
             if made is not None:
                 return resolve(datastore, slot.name, version=made, partitions=_only(slot))
-            _check_protocol(table, uri)
+            check_protocol(table, uri)
         if new is None:
             new = _new_content(datastore, uri, staged, slot)
         schema, adds = new
@@ -195,7 +191,7 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
                     schema,
                     adds,
                     mode="error",
-                    partition_by=_partition_columns(slot),
+                    partition_by=slot.partition_columns,
                     name=slot.name,
                     description=staged.kind,
                     storage_options=datastore.delta_storage_options(),
@@ -205,13 +201,13 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
                 table.create_write_transaction(
                     [*adds],
                     mode="overwrite",
-                    schema=_evolved(table, schema, staged.kind, slot),
-                    partition_by=_partition_columns(slot),
+                    schema=evolve_schema(table, schema, kind=staged.kind, slot=slot),
+                    partition_by=slot.partition_columns,
                     partition_filters=_partition_filter(slot),
                     commit_properties=properties,
                 )
-        except CommitFailedError:
-            pass
+        except CommitFailedError as e:
+            conflict = e
         except Exception:
             # Creating a table that another writer has just created fails with a bare error.
             if table is not None or _open(datastore, uri) is None:
@@ -224,7 +220,7 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
         f"Could not commit to dataset '{slot.name}' at {uri}: other writers won {_MAX_TRIES} "
         "times in a row. Nothing was lost; run the step again, and give the asset a Dagster pool "
         "so that it has one writer at a time."
-    )
+    ) from conflict
 
 
 def _open(datastore: Datastore, uri: str, *, version: int | None = None) -> "DeltaTable | None":
@@ -244,11 +240,6 @@ def _open(datastore: Datastore, uri: str, *, version: int | None = None) -> "Del
             f"Version {version} of the dataset at {uri} cannot be read: {e}. "
             "It never existed, or was vacuumed."
         ) from e
-
-
-def _kind(table: "DeltaTable") -> DatasetKind:
-    is_files = table.metadata().description == "FileDataset"
-    return "FileDataset" if is_files else "TabularDataset"
 
 
 def _files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
@@ -336,114 +327,7 @@ def _new_content(
         AddAction(file.path, file.size, values, now, True, footer.stats)
         for file, footer in zip(files, footers, strict=True)
     ]
-    return _delta_schema(footers[0].schema, slot), adds
-
-
-def _delta_schema(schema: "pa.Schema", slot: Slot) -> "Schema":
-    """Return the Delta schema of the files' columns and the partition column.
-
-    Raises:
-        UnsupportedTableError: A column has a type that the oldest supported reader lacks.
-    """
-    import pyarrow as pa
-    from deltalake import Schema
-
-    for column in schema:
-        for part in _parts(column.type):
-            problem = _why_unsupported(part)
-            if problem is not None:
-                raise UnsupportedTableError(f"Column '{column.name}' of '{slot.name}' {problem}")
-    # Parquet's 'required' says nothing of the next version's rows, so every column may be null.
-    fields = [pa.field(column.name, column.type, nullable=True) for column in schema]
-    if slot.partition_by is not None and slot.partition_by not in schema.names:
-        fields.append(pa.field(slot.partition_by, pa.string()))
-    try:
-        return Schema.from_arrow(pa.schema(fields))
-    except Exception as e:
-        # deltalake raises the bare class here, with a stack of its own in the text.
-        raise UnsupportedTableError(
-            f"The columns of '{slot.name}' do not fit a Delta table: {str(e).splitlines()[0]}. "
-            "Cast them to types that Delta has."
-        ) from e
-
-
-def _parts(arrow_type: "pa.DataType") -> "Iterator[pa.DataType]":
-    """Return a type and the types that it is nested of."""
-    yield arrow_type
-    for index in range(arrow_type.num_fields):
-        yield from _parts(arrow_type.field(index).type)
-
-
-def _why_unsupported(arrow_type: "pa.DataType") -> str | None:
-    """Return what is wrong with a type that Schema.from_arrow takes, None if nothing is."""
-    import pyarrow as pa
-
-    if pa.types.is_timestamp(arrow_type) and arrow_type.tz is None:
-        return (
-            "is a timestamp without a time zone, which Spark before 3.4 and Delta before 2.4 "
-            "cannot read. Write it as UTC."
-        )
-    if pa.types.is_unsigned_integer(arrow_type):
-        return f"is a {arrow_type}, and Delta's integers are signed. Cast it to a wider one."
-    if pa.types.is_null(arrow_type):
-        return "holds nothing but nulls, and so has no type. Cast it to the type it is meant to be."
-    return None
-
-
-def _evolved(table: "DeltaTable", new: "Schema", kind: DatasetKind, slot: Slot) -> "Schema":
-    """Return the table's schema after the commit.
-
-    Raises:
-        SchemaChangedError: The columns would change in a way that the slot does not allow.
-    """
-    from deltalake import Schema
-
-    if kind != _kind(table) or table.metadata().partition_columns != _partition_columns(slot):
-        raise SchemaChangedError(
-            f"Dataset '{slot.name}' is a {_kind(table)} partitioned by "
-            f"{table.metadata().partition_columns or 'nothing'}; the new version would be a "
-            f"{kind} partitioned by {_partition_columns(slot) or 'nothing'}. Give the asset a "
-            "new key, or remove the old dataset."
-        )
-    old_types = {field.name: str(field.type) for field in table.schema().fields}
-    new_types = {field.name: str(field.type) for field in new.fields}
-    if old_types == new_types:
-        return table.schema()
-    changes = [
-        *(f"'{c}' is new" for c in new_types if c not in old_types),
-        *(f"'{c}' is gone" for c in old_types if c not in new_types),
-    ]
-    retyped = [c for c in old_types if c in new_types and old_types[c] != new_types[c]]
-    changes += [f"'{c}' changes from {old_types[c]} to {new_types[c]}" for c in retyped]
-    if slot.schema_change == "refuse":
-        raise SchemaChangedError(
-            f"The columns of '{slot.name}' would change: {'; '.join(changes)}. If that is meant, "
-            'set metadata={"schema_change": "evolve"} on the asset.'
-        )
-    if slot.partition is None:
-        return new
-    if retyped:
-        raise SchemaChangedError(
-            f"The columns of '{slot.name}' would change: {'; '.join(changes)}. Other partitions "
-            "hold the old type: give the asset a new key and materialize all of them."
-        )
-    added = [field for field in new.fields if field.name not in old_types]
-    return Schema([*table.schema().fields, *added])
-
-
-def _check_protocol(table: "DeltaTable", uri: str) -> None:
-    protocol = table.protocol()
-    reader, writer = protocol.min_reader_version, protocol.min_writer_version
-    if reader > _MAX_READER_VERSION or writer > _MAX_WRITER_VERSION:
-        raise UnsupportedTableError(
-            f"The Delta table at {uri} has protocol {reader}/{writer}; this package writes up to "
-            f"{_MAX_READER_VERSION}/{_MAX_WRITER_VERSION}, so that Spark 3.4 can read it. "
-            "Another program raised it; materialize into a new asset key."
-        )
-
-
-def _partition_columns(slot: Slot) -> list[str]:
-    return [] if slot.partition_by is None else [slot.partition_by]
+    return delta_schema(footers[0].schema, slot), adds
 
 
 def _partition_filter(slot: Slot) -> list[tuple[str, str, str]] | None:

@@ -1,0 +1,1 @@
+"""What the pipeline costs, against plain scripts and against plain Dagster: `make bench`."""
