@@ -5,6 +5,7 @@ For the runner's sake this module imports the standard library alone, loads an e
 handler of it is used, and takes references as the JSON that `DatasetVersion.to_json` makes.
 """
 
+import atexit
 import base64
 import hashlib
 import os
@@ -334,6 +335,7 @@ class _Files(TypeHandler):
     def load(self, reference: Reference, access: Access) -> Any:
         _require_kind(reference, "FileDataset")
         folder = Path(tempfile.mkdtemp(prefix=f"{reference['name'].replace('/', '.')}-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         many = len({file["partition"] for file in reference["files"]}) > 1
         for file in reference["files"]:
             partition = folder_name(file["partition"]) if many else ""

@@ -74,13 +74,15 @@ def values_are_in_range(
             wrong.append(f"{name} is missing in {column.nulls} rows")
         if titanic_prepared.rows == 0:
             continue
-        if column.lower is None or column.upper is None:
-            wrong.append(f"{name} has no bounds in the log")
-        elif column.lower < lowest or column.upper > highest:
+        too_low = column.lower is not None and column.lower < lowest
+        too_high = column.upper is not None and column.upper > highest
+        if too_low or too_high:
             wrong.append(
                 f"{name} lies between {column.lower} and {column.upper}, "
                 f"and {lowest} to {highest} is allowed"
             )
+        elif column.lower is None or column.upper is None:
+            wrong.append(f"{name} has no bounds in the log")
     return dg.AssetCheckResult(
         passed=not wrong,
         description="; ".join(wrong) or f"{len(ranges)} columns within their ranges",
