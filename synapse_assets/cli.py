@@ -70,9 +70,9 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _own_sample() -> Path:
     """Return the sample that stands in where no input is given, written on first use."""
-    from synapse_assets.sample import write_sample
+    from synapse_assets.sample import SAMPLE_ARRIVAL, write_sample
 
-    path = settings.state_folder() / "sample" / "sample.csv"
+    path = settings.state_folder() / "sample" / f"{SAMPLE_ARRIVAL}.csv"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sample(path, rows=_SAMPLE_ROWS, seed=_SAMPLE_SEED)

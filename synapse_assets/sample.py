@@ -26,6 +26,8 @@ COLUMNS = (
     "SibSp", "Parch", "Ticket", "Fare", "Cabin", "Embarked",
 )  # fmt: skip
 
+# The arrival that a generated file makes where no file is given.
+SAMPLE_ARRIVAL = "sample"
 # (aboard, survived) by class: the British Board of Trade's inquiry (reprinted 1990), as given by
 # Dawson, R. J. MacG. (1995), "The 'Unusual Episode' Data Revisited", Journal of Statistics
 # Education 3(3). Its 2,201 people include the crew: 862 men (192 survived), 23 women (20).

@@ -1,8 +1,8 @@
 """The reference that flows between assets: one version of one dataset."""
 
 import base64
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from synapse_assets.errors import DatasetNotFoundError
@@ -72,6 +72,11 @@ class DatasetVersion:
     def partitions(self) -> tuple[str, ...]:
         """The partitions that the files belong to, each once, sorted."""
         return tuple(sorted({f.partition for f in self.files if f.partition is not None}))
+
+    def select(self, partitions: Collection[str]) -> "DatasetVersion":
+        """Return the reference restricted to some of its partitions."""
+        files = tuple(file for file in self.files if file.partition in partitions)
+        return replace(self, files=files)
 
     def file(self, name: str) -> str:
         """Return the location of one of the user's own files by its name.

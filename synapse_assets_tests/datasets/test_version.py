@@ -6,6 +6,7 @@ import pytest
 
 from synapse_assets.datasets.attempt import attempt_key
 from synapse_assets.datasets.slot import Slot
+from synapse_assets.datasets.table import resolve
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import DatasetNotFoundError
@@ -27,6 +28,14 @@ def test_file_is_found_by_its_name(datastore: Datastore) -> None:
     assert datastore.read_text(version.file("metrics.json")) == "{}"
     with pytest.raises(DatasetNotFoundError, match=r"no file 'x'. It has: metrics.json, plots/roc"):
         version.file("x")
+
+
+def test_selection_keeps_the_files_of_its_partitions(datastore: Datastore) -> None:
+    put(datastore, Slot("t", "part", "a"), numbers(1, 2))
+    put(datastore, Slot("t", "part", "b"), numbers(3))
+    version = resolve(datastore, "t")
+    assert version.select({"a"}).rows == 2
+    assert version.select({"b", "c"}).partitions == ("b",)
 
 
 def test_attempt_key_is_the_same_for_the_same_try_only() -> None:

@@ -11,6 +11,7 @@ from synapse_assets.datasets.landing import find_arrival
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.defs.titanic import columns
+from synapse_assets.sample import SAMPLE_ARRIVAL
 
 GROUP = "titanic"
 LANDING_FOLDER = "landing/titanic"
@@ -99,7 +100,14 @@ def titanic_prepared(
 def survival_model(
     context: dg.AssetExecutionContext, cpu: ComputeTarget, titanic_prepared: DatasetVersion
 ) -> dg.MaterializeResult[StagedDataset]:
-    """A scikit-learn pipeline that predicts survival, trained on one version of the whole table."""
+    """A scikit-learn pipeline that predicts survival, trained on one version of the whole table.
+
+    The generated sample stands in for data only as long as nothing else has arrived.
+    """
+    arrivals = set(titanic_prepared.partitions)
+    if arrivals > {SAMPLE_ARRIVAL}:
+        context.log.info(f"The generated arrival '{SAMPLE_ARRIVAL}' is left out of the training.")
+        titanic_prepared = titanic_prepared.select(arrivals - {SAMPLE_ARRIVAL})
     run = cpu.run(TRAIN, context=context, inputs={"titanic_prepared": titanic_prepared})
     return run.get_materialize_result()
 
