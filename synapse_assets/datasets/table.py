@@ -28,6 +28,7 @@ from synapse_assets.errors import (
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from deltalake import DeltaTable, Schema
     from deltalake.transaction import AddAction
 
@@ -107,15 +108,13 @@ def column_bounds(datastore: Datastore, version: DatasetVersion) -> Mapping[str,
 
     The cost depends on the number of files, and not on the number of rows.
     """
-    import pyarrow as pa
-
     table = _open(datastore, version.uri, version=version.version)
     if table is None:
         raise DatasetNotFoundError(f"Dataset '{version.name}' is gone from {version.uri}.")
     own = {file.path for file in version.files}
     actions = [
         action
-        for action in pa.table(table.get_add_actions(flatten=True)).to_pylist()
+        for action in _add_actions(table).to_pylist()
         # A file without rows bounds nothing.
         if unquote(action["path"]) in own and action["num_records"] != 0
     ]
@@ -242,11 +241,16 @@ def _open(datastore: Datastore, uri: str, *, version: int | None = None) -> "Del
         ) from e
 
 
-def _files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
-    """Return the table's Parquet files, from its log alone."""
+def _add_actions(table: "DeltaTable") -> "pa.Table":
+    """Return one row per Parquet file, with its statistics."""
     import pyarrow as pa
 
-    actions = pa.table(table.get_add_actions(flatten=True))
+    # `pa.table` would do the same, and import pandas for it.
+    return pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all()
+
+
+def _files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
+    """Return the table's Parquet files, from its log alone."""
     partition = f"partition.{partition_by}"
     columns = ["path", "size_bytes", "num_records"]
     if partition_by is not None:
@@ -258,7 +262,7 @@ def _files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
             rows=row["num_records"],
             partition=row.get(partition),
         )
-        for row in actions.select(columns).to_pylist()
+        for row in _add_actions(table).select(columns).to_pylist()
     ]
 
 
