@@ -1,8 +1,10 @@
 """The compute target: what an asset's code calls to run a step."""
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
@@ -135,11 +137,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             context.log.info(f"{key} has already finished: its files are adopted.")
             return _completed(manifest, slots, inputs=inputs, reported=())
         batch_id = attempt.running_batch(service)
-        with dg.open_pipes_session(
-            context=context,
-            context_injector=dg.PipesEnvContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
-        ) as session:
+        with _pipes_session(context) as session:
             if batch_id is not None:
                 context.log.info(f"{key} is already running, as batch {batch_id}.")
             else:
@@ -159,6 +157,19 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             manifest = attempt.wait(service, batch_id, timeout=self.timeout_seconds)
         reported = session.get_reported_results()
         return _completed(manifest, slots, inputs=inputs, reported=reported)
+
+
+@contextmanager
+def _pipes_session(context: dg.AssetExecutionContext) -> Iterator[dg.PipesSession]:
+    with warnings.catch_warnings():
+        # Dagster marks what it calls here as a preview, to itself.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        with dg.open_pipes_session(
+            context=context,
+            context_injector=dg.PipesEnvContextInjector(),
+            message_reader=dg.PipesTempFileMessageReader(),
+        ) as session:
+            yield session
 
 
 def _slots(context: dg.AssetExecutionContext) -> dict[str, tuple[dg.AssetKey, Slot]]:
@@ -193,42 +204,33 @@ def _completed(
 ) -> CompletedStep:
     """Return the result of a step from its manifest and what it reported through Pipes."""
     seconds = manifest["seconds"]
-    read = {version.name: version.version for version in inputs.values()}
+    provenance = {
+        "seconds": dg.MetadataValue.float(round(seconds["load"] + seconds["run"], 2)),
+        "inputs": dg.MetadataValue.json({v.name: v.version for v in inputs.values()}),
+        "environment": dg.MetadataValue.json(manifest["environment"]),
+    }
     materializations = []
     for name, (key, _) in slots.items():
-        staged = _staged_output(manifest, name)
-        metadata = {
-            "seconds": dg.MetadataValue.float(round(seconds["load"] + seconds["run"], 2)),
-            "environment": dg.MetadataValue.json(manifest["environment"]),
-            "inputs": dg.MetadataValue.json(read),
-            **{label: _metadata_value(value) for label, value in staged.metadata.items()},
-        }
+        output = manifest["outputs"][name]
+        staged = StagedDataset(
+            attempt=manifest["attempt"],
+            kind=output["kind"],
+            folder=output["folder"],
+            files=tuple(DataFile(**file) for file in output["files"]),
+            rows=output["rows"],
+            provenance=provenance,
+        )
+        metadata = {label: _metadata_value(value) for label, value in output["metadata"].items()}
         for result in reported:
             if isinstance(result, dg.MaterializeResult) and result.asset_key == key:
                 metadata.update(result.metadata or {})
         materializations.append(
             dg.MaterializeResult(
-                asset_key=key,
-                value=staged,
-                metadata=metadata,
-                data_version=_data_version(staged),
+                asset_key=key, value=staged, metadata=metadata, data_version=_data_version(staged)
             )
         )
     checks = tuple(result for result in reported if isinstance(result, dg.AssetCheckResult))
     return CompletedStep(materializations=tuple(materializations), checks=checks)
-
-
-def _staged_output(manifest: Mapping[str, Any], name: str) -> StagedDataset:
-    """Return what a manifest says of one output."""
-    output = manifest["outputs"][name]
-    return StagedDataset(
-        attempt=manifest["attempt"],
-        kind=output["kind"],
-        folder=output["folder"],
-        files=tuple(DataFile(**file) for file in output["files"]),
-        rows=output["rows"],
-        metadata=output["metadata"],
-    )
 
 
 def _metadata_value(value: Any) -> Any:

@@ -29,7 +29,8 @@ class StagedDataset:
         folder: The attempt's fresh folder, relative to the dataset's URI.
         files: What the manifest lists, paths relative to the dataset's URI.
         rows: Number of rows that the step counted; None if it did not, or for a FileDataset.
-        metadata: What the step reported about the dataset, as Dagster Pipes metadata values.
+        provenance: What is to be said of the attempt itself, as Dagster metadata: how long it
+            took, what it read, what it ran on.
     """
 
     attempt: str
@@ -37,4 +38,4 @@ class StagedDataset:
     folder: str
     files: tuple[DataFile, ...]
     rows: int | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -80,7 +80,8 @@ class DatasetIOManager(dg.ConfigurableIOManager):
         whole = version
         if slot.partition is not None and version.kind == "TabularDataset":
             whole = table.resolve(self.datastore, slot.name, version=version.version)
-        context.add_output_metadata(describe(version, whole=whole, datastore=self.datastore))
+        description = describe(version, whole=whole, datastore=self.datastore)
+        context.add_output_metadata({**description, **staged.provenance})
 
     def _stage(self, context: dg.OutputContext, slot: Slot, value: Any) -> StagedDataset:
         """Write a value that the asset itself returned into a fresh attempt folder."""
@@ -106,7 +107,6 @@ class DatasetIOManager(dg.ConfigurableIOManager):
             kind="FileDataset" if handler.kind == "FileDataset" else "TabularDataset",
             folder=target.files_folder if handler.kind == "FileDataset" else target.folder,
             files=tuple(DataFile(**file) for file in files),
-            metadata={},
         )
 
 

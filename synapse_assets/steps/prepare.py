@@ -200,8 +200,8 @@ def _find_header(rows: Iterable[Row], *, file_name: str) -> tuple[str, ...]:
 
 
 def _read_files(spark: SparkSession, group: _FileGroup) -> DataFrame:
-    names = [_TEXT[name] for name in group.header]
-    fields = [StructField(name, StringType()) for name in (*names, _RAGGED)]
+    # Under the header's own names: with others Spark would warn that the header does not conform.
+    fields = [StructField(name, StringType()) for name in (*group.header, _RAGGED)]
     rows = (
         spark.read.schema(StructType(fields))
         .option("header", True)
@@ -216,7 +216,10 @@ def _read_files(spark: SparkSession, group: _FileGroup) -> DataFrame:
         .csv(list(group.paths))
     )
     return rows.selectExpr(
-        "*", "_metadata.file_path AS _path", "_metadata.file_block_start AS _block"
+        *(f"{name} AS {_TEXT[name]}" for name in group.header),
+        _RAGGED,
+        "_metadata.file_path AS _path",
+        "_metadata.file_block_start AS _block",
     )
 
 

@@ -125,10 +125,10 @@ def train(
         figure.savefig(survival_model / f"{name}.png", dpi=_DPI, format="png")
     report(
         "survival_model",
-        accuracy=scores.accuracy,
-        accuracy_std=scores.accuracy_std,
-        roc_auc=scores.roc_auc,
-        majority_class_accuracy=scores.majority_class_accuracy,
+        accuracy=round(scores.accuracy, 4),
+        accuracy_std=round(scores.accuracy_std, 4),
+        roc_auc=round(scores.roc_auc, 4),
+        majority_class_accuracy=round(scores.majority_class_accuracy, 4),
         rows=len(target),
         rows_cross_validated=scores.rows_cross_validated,
         **{name: _embed_picture(name, survival_model / f"{name}.png") for name in plots},

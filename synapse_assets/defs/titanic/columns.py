@@ -61,8 +61,16 @@ def prepared_schema() -> dg.TableSchema:
     """Return the columns of the prepared table, described."""
     return dg.TableSchema(
         [
-            dg.TableColumn(name=name, type=column.type, description=column.description)
-            for name, column in PREPARED.items()
+            *(
+                dg.TableColumn(
+                    name=name,
+                    type=column.type,
+                    # Dagster's open-source UI does not draw the lineage of columns.
+                    description=f"{column.description} (from {', '.join(column.sources)})",
+                )
+                for name, column in PREPARED.items()
+            ),
+            dg.TableColumn(name="arrival", type="string", description="Name of the arrival"),
         ]
     )
 

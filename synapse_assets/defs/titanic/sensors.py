@@ -20,7 +20,11 @@ _INTERVAL_SECONDS = 10
 _DATA_VERSION = "dagster/data_version"
 
 
-@dg.sensor(job=titanic_pipeline, minimum_interval_seconds=_INTERVAL_SECONDS)
+@dg.sensor(
+    job=titanic_pipeline,
+    minimum_interval_seconds=_INTERVAL_SECONDS,
+    description="Runs the pipeline for each arrival in landing/titanic that is new or changed.",
+)
 def new_arrivals(
     context: dg.SensorEvaluationContext, datastore: Datastore
 ) -> dg.SensorResult | dg.SkipReason:
