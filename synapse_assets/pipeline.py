@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.data_version import (
     CachingStaleStatusResolver,
@@ -103,8 +104,8 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     ]
     dead = []
     for run in instance.get_runs(dg.RunsFilter(statuses=in_progress)):
-        pids = _process_ids(instance, run.run_id)
-        if pids and not any(_is_alive(pid) for pid in pids):
+        processes = _processes(instance, run.run_id)
+        if processes and not any(_is_alive(pid, heard=at) for pid, at in processes.items()):
             instance.report_run_failed(run, "The process of this run is gone: it was killed.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             dead.append(run.run_id)
@@ -270,25 +271,25 @@ def summarize(
     return summaries
 
 
-def _process_ids(instance: dg.DagsterInstance, run_id: str) -> set[int]:
-    """Return the ids of the processes that executed a run, as its engine events tell them."""
-    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
-    values = (
-        entry.dagster_event.engine_event_data.metadata.get("pid")
-        for entry in events
-        if entry.dagster_event is not None
-    )
-    return {int(str(value.value)) for value in values if value is not None}
+def _processes(instance: dg.DagsterInstance, run_id: str) -> dict[int, float]:
+    """Return the processes that executed a run, and when they were last heard of, in seconds."""
+    heard: dict[int, float] = {}
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        if entry.dagster_event is not None:
+            pid = entry.dagster_event.engine_event_data.metadata.get("pid")
+            if pid is not None:
+                heard[int(str(pid.value))] = entry.timestamp
+    return heard
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(pid: int, *, heard: float) -> bool:
+    """Tell whether a process that was heard of at a time is there, and not another by its id."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).create_time() <= heard)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return True
 
 
 class _Loaders(LoadingContext):

@@ -22,7 +22,17 @@ _PIPES_MODULE = "dagster_pipes"
 _MAX_BYTES = 20 * 1024 * 1024
 # The oldest time that a zip can hold: the same content makes the same bytes at any time.
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-_MAIN = f"from {RUNNER_MODULE} import main\n\nmain()\n"
+# Where it is not installed, Dagster's Pipes module comes from the bundle. An installed one goes
+# first: Python keeps it compiled, and compiles what lies in a zip anew in each process.
+_VENDORED = "vendored"
+_MAIN = f"""\
+import sys
+
+from {RUNNER_MODULE} import main
+
+sys.path.append(f"{{sys.path[0]}}/{_VENDORED}")
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Bundle:
         files = dict(source_files(module))
         for name in _RUNNER_MODULES:
             files.update({**_stubs_above(name), **files, _bundle_path(name): _source(name)})
-        files[f"{_PIPES_MODULE}/__init__.py"] = _source(_PIPES_MODULE)
+        files[f"{_VENDORED}/{_PIPES_MODULE}/__init__.py"] = _source(_PIPES_MODULE)
         files["__main__.py"] = _MAIN.encode()
         _check_size(module, files)
         buffer = io.BytesIO()

@@ -1,9 +1,10 @@
 """The entries of a FileDataset: one row per file, in a small Parquet file."""
 
 import io
+import json
 import posixpath
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from synapse_assets.datasets.attempt import StagedDataset
 from synapse_assets.datasets.version import DataFile
@@ -28,27 +29,26 @@ def write(staged: StagedDataset, *, uri: str, folder: str, datastore: Datastore)
         folder: Folder of the partition, relative to `uri`; '' for none.
         datastore: Where the dataset lies.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [
+    entries = [
         {
             "name": file.name,
             "path": file.path,
             "size": file.size,
             "etag": file.etag,
             "sha256": file.sha256,
-            "properties": list(file.properties.items()),
+            "properties": [{"key": k, "value": v} for k, v in file.properties.items()],
         }
         for file in staged.files
     ]
     attempt_folder = staged.folder.rpartition("/")[2]
     path = posixpath.join(folder, f"entries-{attempt_folder}.parquet")
     content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), content)
+    pq.write_table(_to_arrow(entries), content)
     # Atomically: the same attempt may have been committed meanwhile, and have readers.
     datastore.write_atomically(f"{uri}/{path}", content.getvalue())
-    return DataFile(path=path, size=len(content.getvalue()), rows=len(rows))
+    return DataFile(path=path, size=len(content.getvalue()), rows=len(entries))
 
 
 def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[DataFile]:
@@ -64,7 +64,7 @@ def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[D
             name=row["name"],
             etag=row["etag"],
             sha256=row["sha256"],
-            properties=dict(row["properties"]),
+            properties={item["key"]: item["value"] for item in row["properties"]},
         )
         for file in files
         for row in pq.ParquetFile(f"{uri}/{file.path}", filesystem=filesystem).read().to_pylist()
@@ -72,16 +72,28 @@ def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[D
     return sorted(entries, key=lambda entry: (entry.partition or "", entry.name or ""))
 
 
-def _schema() -> "pa.Schema":
+def _to_arrow(entries: Sequence[Mapping[str, Any]]) -> "pa.Table":
+    """Return entries as an Arrow table."""
     import pyarrow as pa
+    import pyarrow.json as pj
 
-    return pa.schema(
+    properties = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+    schema = pa.schema(
         [
             ("name", pa.string()),
             ("path", pa.string()),
             ("size", pa.int64()),
             ("etag", pa.string()),
             ("sha256", pa.string()),
-            ("properties", pa.map_(pa.string(), pa.string())),
+            ("properties", properties),
         ]
+    )
+    if not entries:
+        return schema.empty_table()
+    # Through JSON, since `Table.from_pylist` imports pandas. One block, as long as all of it.
+    text = "\n".join(json.dumps(entry) for entry in entries).encode()
+    return pj.read_json(
+        io.BytesIO(text),
+        read_options=pj.ReadOptions(block_size=len(text) + 1),
+        parse_options=pj.ParseOptions(explicit_schema=schema),
     )

@@ -271,12 +271,10 @@ class _SparkFrame(TypeHandler):
         value.sparkSession.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
         folder = f"{target.uri}/{target.folder}"
         value.write.mode("error").parquet(folder)
-        # Counted from the footers of what was written, and not from the plan that wrote it.
-        written = value.sparkSession.read.schema(value.schema).parquet(spark_path(folder))
-        counts = written.groupBy(f.col("_metadata.file_name").alias("name")).count().collect()
-        rows = {row["name"]: row["count"] for row in counts}
+        # How many rows a file holds is in its footer, which the commit reads anyway: to count them
+        # here would cost a job per output.
         return [
-            {"path": f"{target.folder}/{name}", "size": size, "rows": rows.get(name, 0)}
+            {"path": f"{target.folder}/{name}", "size": size}
             for name, size in _list_files(folder)
             if name.startswith("part-")
         ]

@@ -50,7 +50,6 @@ def test_bundle_holds_the_step_the_runner_and_what_they_import(package: Package)
     package(a="from project.steps import b\nfrom .c import x\n", b="", c="x = 1\n", d="")
     assert names_in(Bundle.of_module("project.steps.a")) == {
         "__main__.py",
-        "dagster_pipes/__init__.py",
         "project/__init__.py",
         "project/steps/__init__.py",
         "project/steps/a.py",
@@ -61,6 +60,7 @@ def test_bundle_holds_the_step_the_runner_and_what_they_import(package: Package)
         "synapse_assets/compute/runner.py",
         "synapse_assets/datasets/__init__.py",
         "synapse_assets/datasets/handlers.py",
+        "vendored/dagster_pipes/__init__.py",
     }
 
 
