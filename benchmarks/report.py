@@ -110,7 +110,8 @@ manager of Parquet and pickle, checks that read the data |
 All call the same step functions, with the same Spark properties, on the same generated input
 (seed 1912). `plain` and `ours` both call `execute_in_process` on a persistent instance.
 
-- Time is of whole processes, from start to end; medians of {results.repeats}, interleaved in turning order.
+- Time is of whole processes, from start to end; medians of {results.repeats}, interleaved, another
+  variant first each time.
 - Memory is the highest sum over the process and all its descendants, looked at ten times a second,
   within 3 %: {memory}.
 - The process's own peak is that of the one process that was started: of `ours`, the orchestrator
