@@ -115,8 +115,5 @@ def survival_model(
 titanic_pipeline = dg.define_asset_job(
     "titanic_pipeline",
     selection=dg.AssetSelection.groups(GROUP),
-    # Its steps wait for one another, and the checks read references only: a process for each
-    # would cost more than they do.
-    executor_def=dg.in_process_executor,
     description="Everything from an arrival to the model, in one run.",
 )
