@@ -46,6 +46,7 @@ def start_and_kill(*arguments: str, when: str, environment: Mapping[str, str]) -
 
 @pytest.mark.spark
 @pytest.mark.kill
+@pytest.mark.timeout(600)
 def test_run_repairs_what_was_killed_then_has_nothing_to_do_then_takes_what_is_new(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
