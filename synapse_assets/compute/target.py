@@ -15,7 +15,7 @@ from synapse_assets.compute.attempt import Attempt
 from synapse_assets.compute.batch import BatchService
 from synapse_assets.compute.step import Step
 from synapse_assets.datasets.attempt import StagedDataset, attempt_key
-from synapse_assets.datasets.slot import Slot
+from synapse_assets.datasets.slot import Slot, only_partition
 from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import ConfigurationError, StepFailedError
@@ -179,16 +179,11 @@ def _slots(context: dg.AssetExecutionContext) -> dict[str, tuple[dg.AssetKey, Sl
     slots = {}
     for key in sorted(context.selected_asset_keys):
         own = partitions if definition.specs_by_key[key].partitions_def is not None else []
-        if len(own) > 1:
-            raise ConfigurationError(
-                f"A run writes {len(own)} partitions of '{key.to_user_string()}' at once. Use a "
-                "backfill policy of one run per partition."
-            )
         slots[key.to_python_identifier()] = (
             key,
             Slot.of_asset(
                 key,
-                partition=own[0] if own else None,
+                partition=only_partition(key, own),
                 metadata=definition.specs_by_key[key].metadata,
             ),
         )

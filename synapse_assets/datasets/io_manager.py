@@ -15,7 +15,7 @@ import dagster as dg
 from synapse_assets.datasets import handlers, table
 from synapse_assets.datasets.attempt import StagedDataset, attempt_key
 from synapse_assets.datasets.description import describe
-from synapse_assets.datasets.slot import Slot
+from synapse_assets.datasets.slot import Slot, only_partition
 from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import ConfigurationError
@@ -116,15 +116,10 @@ def _slot(context: dg.OutputContext) -> Slot:
     Raises:
         ConfigurationError: The run covers several partitions of the asset at once.
     """
-    partitions = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
-    if len(partitions) != 1:
-        raise ConfigurationError(
-            f"A run writes {len(partitions)} partitions of '{context.asset_key.to_user_string()}' "
-            "at once. Use a backfill policy of one run per partition."
-        )
+    partitions = list(context.asset_partition_keys) if context.has_asset_partitions else []
     return Slot.of_asset(
         context.asset_key,
-        partition=partitions[0],
+        partition=only_partition(context.asset_key, partitions),
         metadata=context.definition_metadata or {},
     )
 

@@ -1,7 +1,7 @@
 """Names and places: where a dataset lies, and which part of it a materialization replaces."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
@@ -95,6 +95,20 @@ class Slot:
             partition_by=self.partition_by,
             partition=self.partition,
         )
+
+
+def only_partition(key: dg.AssetKey, partitions: Sequence[str]) -> str | None:
+    """Return the one partition of an asset that a run writes, None if it has no partitions.
+
+    Raises:
+        ConfigurationError: The run covers several partitions of the asset at once.
+    """
+    if len(partitions) > 1:
+        raise ConfigurationError(
+            f"A run writes {len(partitions)} partitions of '{key.to_user_string()}' at once. Use a "
+            "backfill policy of one run per partition."
+        )
+    return partitions[0] if partitions else None
 
 
 def dataset_uri(datastore: Datastore, name: str) -> str:
