@@ -4,7 +4,6 @@ What a run of the command line does here, the Dagster UI does with the same defi
 same instance; both see each other's work.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -28,6 +27,7 @@ from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from synapse_assets.console import Summary
+from synapse_assets.datasets.handlers import sha256_of
 from synapse_assets.datasets.landing import find_arrival, list_arrivals
 from synapse_assets.datasets.table import resolve
 from synapse_assets.datastore import Datastore
@@ -48,7 +48,6 @@ concurrency:
     default_limit: 1
     granularity: op
 """
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def land_file(datastore: Datastore, source: Path) -> str:
     target = Path(datastore.uri(LANDING_FOLDER, source.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not (target.exists() and _sha256(target) == _sha256(source)):
+        if not (target.exists() and sha256_of(target) == sha256_of(source)):
             # The landing folder ignores .tmp files: a half-copied file never arrives.
             partial = target.with_name(f"{target.name}.tmp")
             shutil.copyfile(source, partial)
@@ -346,11 +345,3 @@ def _sentence(event: dg.DagsterEvent) -> str:
     # Dagster puts the class before the message.
     sentence = re.sub(r"^[\w.]+Error: ", "", message.strip().splitlines()[0])
     return f"{event.step_key}: {sentence}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -10,6 +10,7 @@ from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 
 _PREVIEW_ROWS = 5
+_PAGE_BYTES = 64 * 1024
 _MAX_CELL = 40
 _MAX_FILES_LISTED = 20
 
@@ -64,14 +65,20 @@ def _file_list(version: DatasetVersion) -> str:
 
 
 def _preview(version: DatasetVersion, datastore: Datastore) -> str:
-    """Return the first rows as Markdown; reads one batch of one file, however large it is."""
+    """Return the first rows as Markdown; reads one page per column of one file."""
     import pyarrow.parquet as pq
 
     first = next((file for file in version.files if file.rows), None)
     if first is None:
         return "no rows"
     path = f"{version.uri}/{first.path}"
-    with pq.ParquetFile(path, filesystem=datastore.arrow_filesystem()) as file:
+    # Else a column is read whole: with the size of the file, the orchestrator would grow.
+    with pq.ParquetFile(
+        path,
+        filesystem=datastore.arrow_filesystem(),
+        buffer_size=_PAGE_BYTES,
+        pre_buffer=False,
+    ) as file:
         batch = next(file.iter_batches(batch_size=_PREVIEW_ROWS))
     columns = [[_python(value) for value in column] for column in batch.columns]
     return _markdown(batch.schema.names, [list(row) for row in zip(*columns, strict=True)])

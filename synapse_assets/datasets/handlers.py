@@ -101,6 +101,15 @@ def handled_types() -> list[str]:
     return sorted(_HANDLERS)
 
 
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file's content in hexadecimal; memory does not grow with the file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def folder_name(value: str) -> str:
     """Return `value` as the name of one folder: percent-encoded, and cut if it is too long."""
     name = quote(value, safe="")
@@ -389,17 +398,13 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _describe(path: Path, *, name: str, folder: str) -> FileRecord:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
     status = path.stat()
     return {
         "path": f"{folder}/{name}",
         "size": status.st_size,
         "name": name,
         "etag": f"{status.st_mtime_ns:x}-{status.st_size:x}",
-        "sha256": digest.hexdigest(),
+        "sha256": sha256_of(path),
     }
 
 
