@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -37,8 +37,13 @@ class LocalProcesses(BatchService):
     standard input is held open, and it kills itself when that closes.
     """
 
-    def __init__(self, *, environment: Mapping[str, str]) -> None:
-        """Create the service; `environment` is added to each batch's own."""
+    def __init__(self, *, environment: Callable[[str], Mapping[str, str]] | None = None) -> None:
+        """Create the service.
+
+        Args:
+            environment: Returns variables to add to a batch's own, given the folder that the
+                batch runs in, which is removed with everything in it when the batch has ended.
+        """
         self._environment = environment
         self._processes: dict[str, _Process] = {}
 
@@ -47,7 +52,9 @@ class LocalProcesses(BatchService):
         folder = tempfile.mkdtemp(prefix="synapse-assets-")
         environment = {
             **os.environ,
-            **self._environment,
+            # What a killed process leaves behind goes with its folder.
+            "TMPDIR": folder,
+            **(self._environment(folder) if self._environment else {}),
             # Engines start Python workers of their own, which need the step's code too.
             "PYTHONPATH": os.pathsep.join(
                 filter(None, (submission.bundle, os.environ.get("PYTHONPATH")))

@@ -15,6 +15,7 @@ The job file is JSON:
     pipes        environment variables that connect Dagster Pipes
 """
 
+import atexit
 import functools
 import inspect
 import json
@@ -50,8 +51,12 @@ _PACKAGES = ("pyspark", "pyarrow", "pandas", "polars", "scikit-learn", "skops", 
 
 def main() -> None:
     """Run the job whose file is named on the command line, and exit."""
+    code = 0
     if os.environ.get(WATCH_PARENT):
         threading.Thread(target=_die_with_parent, daemon=True).start()
+        # Registered first, so it comes after whatever else wants to be done at exit. Engines take
+        # up to a second to free memory piece by piece that goes with the process anyway.
+        atexit.register(lambda: _exit(code))
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     os.environ.update(job["pipes"])
     import dagster_pipes
@@ -64,7 +69,8 @@ def main() -> None:
             trace = traceback.format_exc()
             print(trace, file=sys.stderr, flush=True)
             _write_json(job["failure"], {"message": _message(e), "traceback": trace})
-            sys.exit(EXIT_STEP_FAILED)
+            code = EXIT_STEP_FAILED
+    sys.exit(code)
 
 
 def run(job: Job) -> None:
@@ -238,6 +244,12 @@ def _write_json(path: str, value: Any) -> None:
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
     temporary.replace(path)
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _die_with_parent() -> None:

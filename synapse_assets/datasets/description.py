@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
 _PREVIEW_ROWS = 5
-_PAGE_BYTES = 64 * 1024
+_BUFFER_BYTES = 64 * 1024
 _MAX_CELL = 40
 _MAX_FILES_LISTED = 20
 
@@ -72,16 +76,19 @@ def _preview(version: DatasetVersion, datastore: Datastore) -> str:
     if first is None:
         return "no rows"
     path = f"{version.uri}/{first.path}"
-    # Else a column is read whole: with the size of the file, the orchestrator would grow.
+    # One column at a time, each through a small buffer: otherwise Arrow reads the columns whole,
+    # and the orchestrator would grow with them.
     with pq.ParquetFile(
-        path,
-        filesystem=datastore.arrow_filesystem(),
-        buffer_size=_PAGE_BYTES,
-        pre_buffer=False,
+        path, filesystem=datastore.arrow_filesystem(), buffer_size=_BUFFER_BYTES, pre_buffer=False
     ) as file:
-        batch = next(file.iter_batches(batch_size=_PREVIEW_ROWS))
-    columns = [[_python(value) for value in column] for column in batch.columns]
-    return _markdown(batch.schema.names, [list(row) for row in zip(*columns, strict=True)])
+        names = file.schema_arrow.names
+        columns = [[_python(value) for value in _head(file, name).column(0)] for name in names]
+    return _markdown(names, [list(row) for row in zip(*columns, strict=True)])
+
+
+def _head(file: "pq.ParquetFile", column: str) -> "pa.RecordBatch":
+    batches = file.iter_batches(batch_size=_PREVIEW_ROWS, columns=[column], use_threads=False)
+    return next(batches)
 
 
 def _python(value: Any) -> Any:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _PREVIEW_ROWS = 5
 _PREVIEW_CELL_CHARS = 40
+_BLOCK_BYTES = 1 << 20
 _PROGRESS_EVERY_ROWS = 1_000_000
 # Spark's CSV parser allocates its columns up front: it needs a limit, and dies beyond it.
 _MAX_FIELDS_IN_LINE = 1_000_000
@@ -146,12 +147,13 @@ def _name_copies(landing: list[Path]) -> list[str]:
 
 def _inspect_csv(path: Path, *, file_name: str) -> _Inspection:
     _refuse_foreign_format(path, file_name=file_name)
+    plain = _count_plain_rows(path)
     # surrogateescape keeps a byte that is not UTF-8 visible in its line, so that the message
     # can name the line without a second pass.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         lines = _check_lines(text, file_name=file_name)
         header = _check_header(next(lines), file_name=file_name)
-        by_lines = _count_rows_by_lines(lines)
+        by_lines = plain or _count_rows_by_lines(lines)
         if by_lines is not None:
             return _Inspection(rows=by_lines[0], header=header, preview=by_lines[1])
         text.seek(0)
@@ -207,6 +209,55 @@ def _check_header(line: str, *, file_name: str) -> list[str]:
     if problem is not None:
         raise ValueError(problem)
     return header
+
+
+def _count_plain_rows(path: Path) -> tuple[int, list[list[str]]] | None:
+    """Count the rows after the first line of a file without anything unusual, None of others.
+
+    Everything else (a row over several lines, other line ends, what is no text) is left to the
+    slower counts, which know what to say of it.
+    """
+    rows = 0
+    preview: list[str] = []
+    rest = b""
+    with path.open("rb") as data:
+        if b"\r" in data.readline().removesuffix(b"\r\n"):
+            return None
+        while block := data.read(_BLOCK_BYTES):
+            whole, end, rest = (rest + block).rpartition(b"\n")
+            counted = _count_plain_lines(whole + end, preview)
+            if counted is None or len(rest) > _MAX_FIELDS_IN_LINE:
+                return None
+            if (rows + counted) // _PROGRESS_EVERY_ROWS > rows // _PROGRESS_EVERY_ROWS:
+                logger.info("%d rows counted", rows + counted)
+            rows += counted
+    counted = _count_plain_lines(rest, preview)
+    if counted is None:
+        return None
+    with _UnlimitedFields():
+        return rows + counted, [next(csv.reader([line])) for line in preview]
+
+
+def _count_plain_lines(text: bytes, preview: list[str]) -> int | None:
+    """Count whole lines that are rows, without a Python loop; add the first ones to `preview`."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return None
+    if b"\0" in text or text.count(b"\r") != text.count(b"\r\n"):
+        return None
+    lines = text.split(b"\n")
+    if max(map(len, lines)) > _MAX_FIELDS_IN_LINE:
+        return None
+    if any(map((1).__and__, map(bytes.count, lines, itertools.repeat(b'"')))):
+        return None
+    filled = map(bytes.strip, lines, itertools.repeat(_BLANKS.encode()))
+    for line in lines if len(preview) < _PREVIEW_ROWS else ():
+        if line.strip(_BLANKS.encode()):
+            preview.append(line.decode())
+            if len(preview) == _PREVIEW_ROWS:
+                break
+    return sum(map(bool, filled))
 
 
 def _count_rows_by_lines(lines: Iterable[str]) -> tuple[int, list[list[str]]] | None:

@@ -1,5 +1,6 @@
 """Spark on this machine: each step in a subprocess with a driver of its own."""
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -50,10 +51,17 @@ class LocalSpark(ComputeTarget):
         Raises:
             ConfigurationError: Java is missing or too old.
         """
-        return LocalProcesses(
-            environment={
-                "JAVA_HOME": str(require_java()),
+        java = str(require_java())
+
+        def environment(folder: str) -> Mapping[str, str]:
+            options = os.environ.get("SPARK_SUBMIT_OPTS", "")
+            return {
+                "JAVA_HOME": java,
                 # Spark's workers must be the Python that runs the driver.
                 "PYSPARK_PYTHON": sys.executable,
+                # The JVM does not look at TMPDIR.
+                "SPARK_LOCAL_DIRS": folder,
+                "SPARK_SUBMIT_OPTS": f'{options} "-Djava.io.tmpdir={folder}"'.strip(),
             }
-        )
+
+        return LocalProcesses(environment=environment)
