@@ -29,9 +29,17 @@ run: $(VENV)/.installed ## Materialize the whole pipeline (INPUT=path/to/Titanic
 ui: $(VENV)/.installed ## Open the Dagster UI (PORT=3000)
 	@$(BIN)/synapse-assets ui --port "$(PORT)"
 
+.PHONY: services
+services: $(VENV)/.installed ## Run Azurite and HDFS on this machine until Ctrl-C
+	@$(BIN)/synapse-assets services
+
 .PHONY: test
-test: $(VENV)/.installed-dev ## Run the tests, all but those that drive a browser
-	$(BIN)/python -m pytest -m "not browser" $(PYTEST_ARGS)
+test: $(VENV)/.installed-dev ## Run the tests, all but those that need a browser or a service
+	$(BIN)/python -m pytest -m "not browser and not services" $(PYTEST_ARGS)
+
+.PHONY: test-services
+test-services: $(VENV)/.installed-dev ## Run the tests against a real Azurite and a real HDFS, which they start
+	$(BIN)/python -m pytest -m services $(PYTEST_ARGS)
 
 .PHONY: test-browser
 test-browser: $(VENV)/.installed-dev ## Run the tests that drive a real Chromium

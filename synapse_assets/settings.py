@@ -5,6 +5,11 @@ from pathlib import Path
 
 DEPLOYMENT = "SYNAPSE_ASSETS_DEPLOYMENT"
 DATASTORE = "SYNAPSE_ASSETS_DATASTORE"
+# Logins to Azure storage; with neither, the identity of the machine or of the Azure CLI.
+STORAGE_KEY = "SYNAPSE_ASSETS_STORAGE_KEY"
+STORAGE_SAS = "SYNAPSE_ASSETS_STORAGE_SAS"
+# Azurite's Blob endpoint, where it is not on its usual port.
+AZURITE = "SYNAPSE_ASSETS_AZURITE"
 DAGSTER_HOME = "DAGSTER_HOME"
 
 

@@ -1,0 +1,53 @@
+"""The real storage services, one of each for all tests of a session.
+
+A service that cannot be had skips its tests, and says why. SYNAPSE_ASSETS_REQUIRE_SERVICES=1, which
+CI sets, makes it a failure.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from synapse_assets.errors import ConfigurationError
+from synapse_assets.services import Azurite, Hdfs, fetch_abfs_jars
+
+
+@contextmanager
+def skipping_without_services() -> Iterator[None]:
+    """Skip the test, or fail it where services are required, when one cannot be had."""
+    try:
+        yield
+    except ConfigurationError as e:
+        if os.environ.get("SYNAPSE_ASSETS_REQUIRE_SERVICES") == "1":
+            raise
+        pytest.skip(str(e))
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """An Azurite that may be killed, as long as it is started again."""
+    with skipping_without_services():
+        server = Azurite(folder=tmp_path_factory.mktemp("azurite"), durable=True)
+        server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
+    """An HDFS whose servers may be killed, as long as they are started again."""
+    with skipping_without_services():
+        servers = Hdfs(folder=tmp_path_factory.mktemp("hdfs"))
+        servers.start()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(scope="session")
+def spark_abfs_jars() -> list[Path]:
+    """The jars that go first on Spark's classpath for the ABFS driver."""
+    with skipping_without_services():
+        return fetch_abfs_jars()
