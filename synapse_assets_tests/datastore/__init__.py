@@ -1,0 +1,1 @@
+"""Where datasets lie: locations, clouds and credentials."""
