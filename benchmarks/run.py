@@ -144,7 +144,7 @@ def _spark_conf() -> str:
     # over as text: the bare scripts do not pay for an import of Dagster.
     datastore = Datastore(root=".")
     spark = LocalSpark(datastore=datastore)
-    return json.dumps({**datastore.hadoop_configuration(), **spark.spark_conf()})
+    return json.dumps({**spark.spark_conf()})
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""The command line: `synapse-assets run`, `sample` and `ui`."""
+"""The command line: `synapse-assets run`, `sample`, `ui`, and those of `cli_datasets`."""
 
 import argparse
+import functools
 import os
 import socket
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synapse_assets import settings
+from synapse_assets import cli_datasets, settings
 from synapse_assets.errors import SynapseAssetsError
 
 if TYPE_CHECKING:
@@ -51,6 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, required=True, help="file to write")
     sample.set_defaults(run=_sample)
 
+    cli_datasets.add_commands(commands)
+
+    services = commands.add_parser(
+        "services", help="run Azurite and HDFS on this machine until Ctrl-C"
+    )
+    services.add_argument(
+        "--fetch", action="store_true", help="only fetch what they and Spark's driver are made of"
+    )
+    services.set_defaults(run=_services)
+
     ui = commands.add_parser("ui", help="open the Dagster UI on this project")
     ui.add_argument("--port", type=int, default=3000, help="port on 127.0.0.1")
     ui.set_defaults(run=_ui)
@@ -91,17 +102,17 @@ def _run(options: argparse.Namespace) -> int:
     from synapse_assets import pipeline
     from synapse_assets.console import Console
     from synapse_assets.definitions import defs
-    from synapse_assets.defs.resources import resources_of
 
     home = settings.dagster_home()
-    pipeline.prepare_home(home)
-    datastore = resources_of(settings.deployment())["datastore"]
-    datastore = datastore.process_config_and_initialize()
-    arrival = pipeline.land_file(datastore, source)
     log_file = home / "logs" / f"run-{time.strftime('%Y%m%d-%H%M%S')}.log"
     console = Console(log_file, started=options.started)
-    console.say(f"{source} has landed as the arrival '{arrival}'.")
-    with pipeline.open_instance(home) as instance, console.capture():
+    with (
+        pipeline.open_instance(home) as instance,
+        pipeline.open_datastore(instance, settings.deployment()) as datastore,
+        console.capture(),
+    ):
+        arrival = pipeline.land_file(datastore, source)
+        console.say(f"{source} has landed as the arrival '{arrival}'.")
         for run_id in pipeline.end_dead_runs(instance):
             console.say(f"Run {run_id} was killed; what it had not committed is made again.")
         pipeline.register_arrivals(instance, datastore)
@@ -132,6 +143,17 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _services(options: argparse.Namespace) -> int:
+    from synapse_assets.services.supervisor import fetch_all, run_services
+
+    say = functools.partial(print, flush=True)
+    if options.fetch:
+        fetch_all(say)
+    else:
+        run_services(say=say)
+    return 0
+
+
 def _ui(options: argparse.Namespace) -> int:
     from synapse_assets.compute.java import require_java
 
@@ -147,12 +169,12 @@ def _ui(options: argparse.Namespace) -> int:
             ) from e
 
     from synapse_assets import pipeline
-    from synapse_assets.defs.resources import resources_of
 
     home = settings.dagster_home()
-    pipeline.prepare_home(home)
-    datastore = resources_of(settings.deployment())["datastore"].process_config_and_initialize()
-    with pipeline.open_instance(home) as instance:
+    with (
+        pipeline.open_instance(home) as instance,
+        pipeline.open_datastore(instance, settings.deployment()) as datastore,
+    ):
         pipeline.end_dead_runs(instance)
         if not pipeline.register_arrivals(instance, datastore):
             pipeline.land_file(datastore, _own_sample())

@@ -94,7 +94,7 @@ class Console:
                 summary.key.to_user_string(),
                 "-" if summary.version is None else str(summary.version),
                 summary.content,
-                _format_size(summary.size),
+                format_size(summary.size),
                 ("-" if summary.seconds is None else f"{summary.seconds:.1f}")
                 if summary.key in stale
                 else "up to date",
@@ -102,11 +102,9 @@ class Console:
             ]
             for summary in summaries
         ]
-        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
         self.say("")
-        for row in [header, *rows]:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self.say("  ".join(cells).rstrip())
+        for line in format_columns(header, rows):
+            self.say(line)
         self.say("")
         for summary in summaries:
             if summary.note:
@@ -135,7 +133,17 @@ def _progress(entry: dg.EventLogEntry) -> str | None:
     return None
 
 
-def _format_size(size: float) -> str:
+def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a header and rows as lines, each column as wide as its longest cell."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+
+
+def format_size(size: float) -> str:
+    """Return a number of bytes in the unit that suits it."""
     for unit in ("B", "KB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -2,6 +2,7 @@
 
 SynapseAssetsError
 ├── ConfigurationError         a setting, an argument or the machine itself is not as it must be
+├── StorageError               a store refused an operation, or could not be reached
 ├── DatasetError
 │   ├── DatasetNotFoundError   no such dataset, or no such version of it
 │   ├── PartitionNotFoundError the dataset has no data for a partition that was asked for
@@ -24,6 +25,10 @@ class SynapseAssetsError(Exception):
 
 class ConfigurationError(SynapseAssetsError):
     """Raised when a setting, an argument or the machine is not as it must be."""
+
+
+class StorageError(SynapseAssetsError, OSError):
+    """Raised when a store refused an operation, or could not be reached."""
 
 
 class DatasetError(SynapseAssetsError):

@@ -4,9 +4,10 @@ What a run of the command line does here, the Dagster UI does with the same defi
 same instance; both see each other's work.
 """
 
+import hashlib
 import os
 import re
-import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ import dagster as dg
 import psutil
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    INPUT_DATA_VERSION_TAG_PREFIX,
+    INPUT_EVENT_POINTER_TAG_PREFIX,
     CachingStaleStatusResolver,
     StaleCause,
     StaleStatus,
@@ -27,16 +33,21 @@ from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from synapse_assets.console import Summary
-from synapse_assets.datasets.handlers import sha256_of
+from synapse_assets.datasets.description import describe
+from synapse_assets.datasets.downloads import sha256_of
 from synapse_assets.datasets.landing import find_arrival, list_arrivals
 from synapse_assets.datasets.table import resolve
+from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
+from synapse_assets.datastore.storage import Storage
+from synapse_assets.defs.resources import resources_of
 from synapse_assets.defs.titanic.assets import ARRIVALS_NAME, LANDING_FOLDER, titanic_pipeline
 from synapse_assets.defs.titanic.sensors import observe
 from synapse_assets.errors import (
     ConfigurationError,
     DatasetNotFoundError,
     PartitionNotFoundError,
+    StorageError,
 )
 
 _INSTANCE_YAML = """\
@@ -48,6 +59,16 @@ concurrency:
     default_limit: 1
     granularity: op
 """
+
+
+_PAGE = 100
+_PROVENANCE_TAGS = (
+    CODE_VERSION_TAG,
+    DATA_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    INPUT_DATA_VERSION_TAG_PREFIX,
+    INPUT_EVENT_POINTER_TAG_PREFIX,
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,18 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     os.environ["DAGSTER_HOME"] = str(home)
     with dg.DagsterInstance.get() as instance:
         yield instance
+
+
+@contextmanager
+def open_datastore(instance: dg.DagsterInstance, deployment: str) -> Iterator[Datastore]:
+    """Open the datastore of a deployment, as a run of it would.
+
+    Raises:
+        ConfigurationError: The deployment is unknown, or not there yet.
+    """
+    resources = {"datastore": resources_of(deployment)["datastore"]}
+    with dg.build_resources(resources, instance=instance) as opened:
+        yield opened.datastore
 
 
 def prepare_home(home: Path) -> None:
@@ -119,20 +152,19 @@ def land_file(datastore: Datastore, source: Path) -> str:
     Raises:
         ConfigurationError: The landing folder cannot be written.
     """
-    target = Path(datastore.uri(LANDING_FOLDER, source.name))
+    target = datastore.uri(LANDING_FOLDER, source.name)
+    storage = datastore.storage()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not (target.exists() and sha256_of(target) == sha256_of(source)):
-            # The landing folder ignores .tmp files: a half-copied file never arrives.
-            partial = target.with_name(f"{target.name}.tmp")
-            shutil.copyfile(source, partial)
-            partial.replace(target)
+        if not _holds(storage, target, source):
+            storage.upload(source, target)
+    except StorageError:
+        raise
     except OSError as e:
         raise ConfigurationError(
             f"Cannot copy {source} to {target}: {e.strerror}. Make the datastore writable, or "
             "set SYNAPSE_ASSETS_DATASTORE to a folder that is."
         ) from e
-    return target.stem
+    return source.stem
 
 
 def register_arrivals(instance: dg.DagsterInstance, datastore: Datastore) -> list[str]:
@@ -270,6 +302,80 @@ def summarize(
     return summaries
 
 
+def record_restore(
+    instance: dg.DagsterInstance,
+    datastore: Datastore,
+    *,
+    before: DatasetVersion,
+    after: DatasetVersion,
+    restored: int,
+) -> None:
+    """Tell Dagster that an asset holds the content of an older version again.
+
+    Each partition whose content changed has a materialization, with the data version and the
+    lineage that were recorded when that content was made: what was made from it then is fresh
+    again, and what was made from the content in between is stale.
+
+    Args:
+        instance: Where the event is recorded.
+        datastore: Where the dataset lies.
+        before: The whole dataset before it was restored.
+        after: The whole dataset now.
+        restored: The version whose content it has.
+    """
+    key = dg.AssetKey(after.name.split("/"))
+    partitions: Sequence[str | None] = [None]
+    if after.partition_by is not None:
+        partitions = [p for p in after.partitions if _paths(after, p) != _paths(before, p)]
+    for partition in partitions:
+        part = after if partition is None else after.select({partition})
+        content = hashlib.sha256("\0".join(sorted(_paths(after, partition))).encode())
+        tags = _provenance(instance, key, partition=partition, version=restored)
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                asset_key=key,
+                partition=partition,
+                description=f"Version {restored} was restored as version {after.version}.",
+                metadata={
+                    **describe(part, whole=after, datastore=datastore),
+                    "restored_version": dg.MetadataValue.int(restored),
+                },
+                tags=tags or {DATA_VERSION_TAG: content.hexdigest()[:16]},
+            )
+        )
+
+
+def _paths(version: DatasetVersion, partition: str | None) -> set[str]:
+    return {file.path for file in version.files if file.partition == partition}
+
+
+def _provenance(
+    instance: dg.DagsterInstance, key: dg.AssetKey, *, partition: str | None, version: int
+) -> dict[str, str]:
+    """Return the tags by which Dagster knows what the content of a version was made from.
+
+    That content is of the latest materialization that made this version or an older one; there
+    are none if Dagster does not know it.
+    """
+    records_filter = dg.AssetRecordsFilter(
+        asset_key=key, asset_partitions=None if partition is None else [partition]
+    )
+    cursor = None
+    while True:
+        result = instance.fetch_materializations(records_filter, limit=_PAGE, cursor=cursor)
+        for record in result.records:
+            materialization = record.asset_materialization
+            if materialization is None:
+                continue
+            made = materialization.metadata.get("version")
+            if isinstance(made, dg.IntMetadataValue) and (made.value or 0) <= version:
+                tags = materialization.tags or {}
+                return {k: v for k, v in tags.items() if k.startswith(_PROVENANCE_TAGS)}
+        if not result.has_more:
+            return {}
+        cursor = result.cursor
+
+
 def _processes(instance: dg.DagsterInstance, run_id: str) -> dict[int, float]:
     """Return the processes that executed a run, and when they were last heard of, in seconds."""
     heard: dict[int, float] = {}
@@ -289,6 +395,16 @@ def _is_alive(pid: int, *, heard: float) -> bool:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def _holds(storage: Storage, uri: str, source: Path) -> bool:
+    """Tell whether a store has the content of a local file at `uri`."""
+    stored = storage.stat(uri)
+    if stored is None or stored.size != source.stat().st_size:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(storage.local_path(uri, folder=Path(folder)))
+        return sha256_of(copy) == sha256_of(source)
 
 
 class _Loaders(LoadingContext):

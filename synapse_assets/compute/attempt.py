@@ -71,7 +71,7 @@ class Attempt:
     def submit(self, service: BatchService, *, bundle: str, job: Mapping[str, Any]) -> str:
         """Start a batch with fresh files and return its id."""
         for name in ("manifest.json", "failure.json"):
-            self.datastore.remove(self.uri(name))
+            self.datastore.storage().remove(self.uri(name))
         self._write("job.json", job)
         self._write("record.json", {"fingerprint": self.fingerprint, "batch_id": None})
         batch_id = service.submit(
@@ -127,9 +127,9 @@ class Attempt:
         )
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        text = self.datastore.read_text(self.uri(name))
+        text = self.datastore.storage().read_text(self.uri(name))
         return None if text is None else json.loads(text)
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
         content = json.dumps(value, indent=1).encode()
-        self.datastore.write_atomically(self.uri(name), content)
+        self.datastore.storage().write_atomically(self.uri(name), content)

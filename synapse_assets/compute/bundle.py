@@ -16,7 +16,15 @@ from synapse_assets.errors import BundleError
 
 # The runner, and the only other code of this package that runs beside it.
 RUNNER_MODULE = "synapse_assets.compute.runner"
-_RUNNER_MODULES = (RUNNER_MODULE, "synapse_assets.datasets.handlers")
+_RUNNER_MODULES = (
+    RUNNER_MODULE,
+    "synapse_assets.datasets.handlers",
+    "synapse_assets.datasets.downloads",
+    "synapse_assets.datastore.storage",
+    "synapse_assets.datastore.blob",
+    "synapse_assets.datastore.hdfs",
+    "synapse_assets.errors",
+)
 _PIPES_MODULE = "dagster_pipes"
 
 _MAX_BYTES = 20 * 1024 * 1024
@@ -75,7 +83,7 @@ class Bundle:
     def upload(self, datastore: Datastore) -> str:
         """Store the bundle once per content and return its location."""
         uri = datastore.uri(BUNDLES, f"{self.sha256}.zip")
-        datastore.write_once(uri, self.content)
+        datastore.storage().write_once(uri, self.content)
         return uri
 
 

@@ -11,10 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.compute.runner import EXIT_STEP_FAILED, WATCH_PARENT
+from synapse_assets.datastore import Datastore
 
 _TERMINATION_GRACE_SECONDS = 5.0
 _TAIL_LINES = 40
@@ -37,33 +39,42 @@ class LocalProcesses(BatchService):
     standard input is held open, and it kills itself when that closes.
     """
 
-    def __init__(self, *, environment: Callable[[str], Mapping[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        datastore: Datastore,
+        *,
+        environment: Callable[[str], Mapping[str, str]] | None = None,
+    ) -> None:
         """Create the service.
 
         Args:
+            datastore: Where bundles and job files lie, and what the batches log in to.
             environment: Returns variables to add to a batch's own, given the folder that the
                 batch runs in, which is removed with everything in it when the batch has ended.
         """
+        self._datastore = datastore
         self._environment = environment
         self._processes: dict[str, _Process] = {}
 
     def submit(self, submission: Submission) -> str:
         """Start the bundle in a new process group, in a folder of its own."""
         folder = tempfile.mkdtemp(prefix="synapse-assets-")
+        storage = self._datastore.storage()
+        bundle = storage.local_path(submission.bundle, folder=Path(folder))
+        job_file = storage.local_path(submission.job_file, folder=Path(folder))
         environment = {
             **os.environ,
             # What a killed process leaves behind goes with its folder.
             "TMPDIR": folder,
+            **self._datastore.process_environment(),
             **(self._environment(folder) if self._environment else {}),
             # Engines start Python workers of their own, which need the step's code too.
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, (submission.bundle, os.environ.get("PYTHONPATH")))
-            ),
+            "PYTHONPATH": os.pathsep.join(filter(None, (bundle, os.environ.get("PYTHONPATH")))),
             "PYTHONUNBUFFERED": "1",
             WATCH_PARENT: "1",
         }
         popen = subprocess.Popen(
-            [sys.executable, submission.bundle, submission.job_file],
+            [sys.executable, bundle, job_file],
             cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,

@@ -11,6 +11,7 @@ The job file is JSON:
     spark_conf   properties for a session that this process creates itself
     inputs       {parameter: reference}, references as `DatasetVersion.to_json` makes them
     outputs      {name: fields of `handlers.Target`}
+    storage      the store, as `Datastore.storage_spec` describes it
     manifest     where to write the manifest; `failure`: where to write why there is none
     pipes        environment variables that connect Dagster Pipes
 """
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_assets.datasets import handlers
+from synapse_assets.datastore.storage import SECRETS, Storage, open_storage
 
 if TYPE_CHECKING:
     from dagster_pipes import PipesContext
@@ -59,25 +61,35 @@ def main() -> None:
         atexit.register(lambda: _exit(code))
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     os.environ.update(job["pipes"])
+    # Taken out, so that no process of the engine has them in its environment.
+    secrets = json.loads(os.environ.pop(SECRETS, "{}"))
+    storage = open_storage(job["storage"], secrets.get("storage", {}))
     import dagster_pipes
 
     with dagster_pipes.open_dagster_pipes() as pipes:
         _forward_logging(pipes, package=job["step"]["module"].rpartition(".")[0])
         try:
-            run(job)
+            run(job, storage=storage, hadoop_secrets=secrets.get("hadoop", {}))
         except Exception as e:  # noqa: BLE001 -- whatever ends a step, its user has to be told
             trace = traceback.format_exc()
             print(trace, file=sys.stderr, flush=True)
-            _write_json(job["failure"], {"message": _message(e), "traceback": trace})
+            _write_json(storage, job["failure"], {"message": _message(e), "traceback": trace})
             code = EXIT_STEP_FAILED
     sys.exit(code)
 
 
-def run(job: Job) -> None:
-    """Execute a job: load, call, write, and write the manifest as the last thing."""
+def run(job: Job, *, storage: Storage, hadoop_secrets: Mapping[str, str]) -> None:
+    """Execute a job: load, call, write, and write the manifest as the last thing.
+
+    Args:
+        job: What the job file holds.
+        storage: The store that the datasets lie in.
+        hadoop_secrets: Properties of Hadoop that no file may hold.
+    """
     started = time.monotonic()
     access = handlers.Access(
-        spark=functools.cache(lambda: _spark_session(job["spark_conf"])),
+        storage=storage,
+        spark=functools.cache(lambda: _spark_session(job["spark_conf"], hadoop_secrets)),
         hadoop_paths=job["engine"] == "spark",
     )
     function = getattr(import_module(job["step"]["module"]), job["step"]["function"])
@@ -104,7 +116,7 @@ def run(job: Job) -> None:
         "environment": _environment(),
         "seconds": {"load": loaded - started, "run": ended - loaded},
     }
-    _write_json(job["manifest"], manifest)
+    _write_json(storage, job["manifest"], manifest)
 
 
 def _bind(
@@ -126,9 +138,7 @@ def _bind(
         elif name in job["inputs"]:
             arguments[name] = _load(job["inputs"][name], name, hints.get(name), access)
         elif name in targets:
-            folder = Path(targets[name].uri, targets[name].files_folder)
-            folder.mkdir(parents=True)
-            arguments[name] = folder
+            arguments[name] = handlers.output_folder(targets[name], access.storage)
         elif name in parameters:
             arguments[name] = parameters[name]
         elif parameter.default is inspect.Parameter.empty:
@@ -196,13 +206,18 @@ def _reporter(reports: dict[str, dict[str, Any]]) -> Callable[..., None]:
     return report
 
 
-def _spark_session(conf: Mapping[str, str]) -> "SparkSession":
+def _spark_session(conf: Mapping[str, str], secrets: Mapping[str, str]) -> "SparkSession":
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder
     for key, value in conf.items():
         builder = builder.config(key, value)
-    return builder.getOrCreate()
+    session = builder.getOrCreate()
+    # Properties of a session are arguments of the JVM, which every user of the machine can list.
+    hadoop = session.sparkContext._jsc.hadoopConfiguration()
+    for key, value in secrets.items():
+        hadoop.set(key, value)
+    return session
 
 
 def _environment() -> dict[str, str]:
@@ -239,11 +254,8 @@ def _message(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _write_json(path: str, value: Any) -> None:
-    """Write JSON so that a reader sees all of it or nothing."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    temporary.replace(path)
+def _write_json(storage: Storage, uri: str, value: Any) -> None:
+    storage.write_atomically(uri, json.dumps(value, indent=1).encode())
 
 
 def _exit(code: int) -> None:

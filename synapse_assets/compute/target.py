@@ -124,7 +124,8 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
                 "parameters": {**step.parameters, **(parameters or {})},
             },
             "engine": self.engine,
-            "spark_conf": {**self.datastore.hadoop_configuration(), **self.spark_conf()},
+            "storage": self.datastore.storage_spec(),
+            "spark_conf": self.spark_conf(),
             "inputs": {name: version.to_json() for name, version in inputs.items()},
         }
         attempt = Attempt.of(

@@ -75,11 +75,12 @@ def _preview(version: DatasetVersion, datastore: Datastore) -> str:
     first = next((file for file in version.files if file.rows), None)
     if first is None:
         return "no rows"
-    path = f"{version.uri}/{first.path}"
+    storage = datastore.storage()
+    path = storage.arrow_path(f"{version.uri}/{first.path}")
     # One column at a time, each through a small buffer: otherwise Arrow reads the columns whole,
     # and the orchestrator would grow with them.
     with pq.ParquetFile(
-        path, filesystem=datastore.arrow_filesystem(), buffer_size=_BUFFER_BYTES, pre_buffer=False
+        path, filesystem=storage.arrow_filesystem(), buffer_size=_BUFFER_BYTES, pre_buffer=False
     ) as file:
         names = file.schema_arrow.names
         columns = [[_python(value) for value in _head(file, name).column(0)] for name in names]

@@ -47,7 +47,7 @@ def write(staged: StagedDataset, *, uri: str, folder: str, datastore: Datastore)
     content = io.BytesIO()
     pq.write_table(_to_arrow(entries), content)
     # Atomically: the same attempt may have been committed meanwhile, and have readers.
-    datastore.write_atomically(f"{uri}/{path}", content.getvalue())
+    datastore.storage().write_atomically(f"{uri}/{path}", content.getvalue())
     return DataFile(path=path, size=len(content.getvalue()), rows=len(entries))
 
 
@@ -55,7 +55,8 @@ def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[D
     """Return the entries that the Parquet files `files` hold, by partition and name."""
     import pyarrow.parquet as pq
 
-    filesystem = datastore.arrow_filesystem()
+    storage = datastore.storage()
+    filesystem = storage.arrow_filesystem()
     entries = [
         DataFile(
             path=row["path"],
@@ -67,7 +68,9 @@ def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[D
             properties={item["key"]: item["value"] for item in row["properties"]},
         )
         for file in files
-        for row in pq.ParquetFile(f"{uri}/{file.path}", filesystem=filesystem).read().to_pylist()
+        for row in pq.ParquetFile(storage.arrow_path(f"{uri}/{file.path}"), filesystem=filesystem)
+        .read()
+        .to_pylist()
     ]
     return sorted(entries, key=lambda entry: (entry.partition or "", entry.name or ""))
 

@@ -1,14 +1,14 @@
 """Type handlers: how each Python type is loaded from a dataset version, and written as a new one.
 
 One set serves both ends: the IO manager in the orchestrator, and the runner where a step runs.
-For the runner's sake this module imports the standard library alone, loads an engine only when a
-handler of it is used, and takes references as the JSON that `DatasetVersion.to_json` makes.
+For the runner's sake this module and what it imports need the standard library alone. It loads an
+engine only when a handler of it is used, and takes references as the JSON that
+`DatasetVersion.to_json` makes.
 """
 
 import atexit
 import base64
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 from urllib.parse import quote
 
+from synapse_assets.datasets.downloads import download, sha256_of
+from synapse_assets.datastore.storage import LocalStorage, Storage, StoredFile
+
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 Reference = Mapping[str, Any]
 FileRecord = dict[str, Any]
 
-_CHUNK_BYTES = 1 << 20
 # 255 bytes is the limit of a path component on most file systems and on HDFS; of a longer name
 # the rest is replaced by a hash.
 _MAX_FOLDER_NAME = 180
@@ -38,10 +40,12 @@ class Access:
     """What a handler needs of the place it runs in.
 
     Attributes:
+        storage: The store that datasets lie in.
         spark: Returns the Spark session; called only by handlers of Spark.
         hadoop_paths: Whether locations are handed to Hadoop, which expands glob patterns.
     """
 
+    storage: Storage
     spark: Callable[[], "SparkSession"]
     hadoop_paths: bool = False
 
@@ -101,15 +105,6 @@ def handled_types() -> list[str]:
     return sorted(_HANDLERS)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file's content in hexadecimal; memory does not grow with the file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def folder_name(value: str) -> str:
     """Return `value` as the name of one folder: percent-encoded, and cut if it is too long."""
     name = quote(value, safe="")
@@ -124,7 +119,7 @@ def folder_name(value: str) -> str:
 # --- Arrow, and what converts to and from Arrow -------------------------------------------------
 
 
-def arrow_dataset(reference: Reference) -> "pyarrow.dataset.Dataset":
+def arrow_dataset(reference: Reference, storage: Storage) -> "pyarrow.dataset.Dataset":
     """Return a table's version as an Arrow dataset, which reads when it is scanned.
 
     Raises:
@@ -132,16 +127,15 @@ def arrow_dataset(reference: Reference) -> "pyarrow.dataset.Dataset":
     """
     import pyarrow as pa
     import pyarrow.dataset as ds
-    import pyarrow.fs
 
     _require_kind(reference, "TabularDataset")
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(reference["arrow_schema"])))
     column = reference["partition_by"]
     form = ds.ParquetFileFormat()
-    filesystem = pyarrow.fs.LocalFileSystem()
+    filesystem = storage.arrow_filesystem()
     fragments = [
         form.make_fragment(
-            f"{reference['uri']}/{file['path']}",
+            storage.arrow_path(f"{reference['uri']}/{file['path']}"),
             filesystem,
             # The partition's value is in Delta's log, and not in the file.
             None if column is None else ds.field(column) == file["partition"],
@@ -152,7 +146,7 @@ def arrow_dataset(reference: Reference) -> "pyarrow.dataset.Dataset":
 
 
 def _write_batches(
-    batches: Iterable["pa.RecordBatch"], schema: "pa.Schema", target: Target
+    batches: Iterable["pa.RecordBatch"], schema: "pa.Schema", target: Target, storage: Storage
 ) -> list[FileRecord]:
     """Write record batches as one Parquet file, in constant memory."""
     import pyarrow as pa
@@ -162,12 +156,17 @@ def _write_batches(
     if column in schema.names:
         schema = schema.remove(schema.get_field_index(column))
     schema = pa.schema([field.with_type(_delta_type(field.type)) for field in schema])
-    folder = Path(target.uri, target.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"part-00000-{folder.name}.parquet"
+    path = f"{target.folder}/part-00000-{target.folder.rpartition('/')[2]}.parquet"
+    uri = f"{target.uri}/{path}"
+    storage.make_folder(f"{target.uri}/{target.folder}")
     rows = 0
     # Delta keeps microseconds; a finer value is an error rather than a silent loss.
-    with pq.ParquetWriter(path, schema, coerce_timestamps="us") as writer:
+    with pq.ParquetWriter(
+        storage.arrow_path(uri),
+        schema,
+        coerce_timestamps="us",
+        filesystem=storage.arrow_filesystem(),
+    ) as writer:
         for batch in batches:
             table = pa.Table.from_batches([batch])
             if column in table.column_names:
@@ -175,7 +174,7 @@ def _write_batches(
                 table = table.drop_columns([column])
             writer.write_table(table.cast(schema))
             rows += table.num_rows
-    return [{"path": f"{target.folder}/{path.name}", "size": path.stat().st_size, "rows": rows}]
+    return [{"path": path, "size": _stat(storage, uri).size, "rows": rows}]
 
 
 def _delta_type(arrow_type: "pa.DataType") -> "pa.DataType":
@@ -197,27 +196,29 @@ def _delta_type(arrow_type: "pa.DataType") -> "pa.DataType":
 
 class _ArrowDataset(TypeHandler):
     def load(self, reference: Reference, access: Access) -> Any:
-        return arrow_dataset(reference)
+        return arrow_dataset(reference, access.storage)
 
     def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
         scanner = value.scanner()
-        return _write_batches(scanner.to_batches(), scanner.projected_schema, target)
+        return _write_batches(
+            scanner.to_batches(), scanner.projected_schema, target, access.storage
+        )
 
 
 class _ArrowTable(TypeHandler):
     def load(self, reference: Reference, access: Access) -> Any:
-        return arrow_dataset(reference).to_table()
+        return arrow_dataset(reference, access.storage).to_table()
 
     def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        return _write_batches(value.to_batches(), value.schema, target)
+        return _write_batches(value.to_batches(), value.schema, target, access.storage)
 
 
 class _ArrowReader(TypeHandler):
     def load(self, reference: Reference, access: Access) -> Any:
-        return arrow_dataset(reference).scanner().to_reader()
+        return arrow_dataset(reference, access.storage).scanner().to_reader()
 
     def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        return _write_batches(value, value.schema, target)
+        return _write_batches(value, value.schema, target, access.storage)
 
 
 class _PandasFrame(_ArrowTable):
@@ -246,13 +247,14 @@ class _PolarsLazyFrame(TypeHandler):
     def load(self, reference: Reference, access: Access) -> Any:
         import polars as pl
 
-        return pl.scan_pyarrow_dataset(arrow_dataset(reference))
+        return pl.scan_pyarrow_dataset(arrow_dataset(reference, access.storage))
 
     def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
         frames = value.collect_batches()
         schema = value.collect_schema().to_frame().to_arrow(compat_level=_polars_compat()).schema
         tables = (frame.to_arrow(compat_level=_polars_compat()) for frame in frames)
-        return _write_batches((b for t in tables for b in t.to_batches()), schema, target)
+        batches = (batch for table in tables for batch in table.to_batches())
+        return _write_batches(batches, schema, target, access.storage)
 
 
 def _polars_compat() -> Any:
@@ -283,9 +285,9 @@ class _SparkFrame(TypeHandler):
         # How many rows a file holds is in its footer, which the commit reads anyway: to count them
         # here would cost a job per output.
         return [
-            {"path": f"{target.folder}/{name}", "size": size}
-            for name, size in _list_files(folder)
-            if name.startswith("part-")
+            {"path": f"{target.folder}/{file.path}", "size": file.size}
+            for file in access.storage.list_files(folder)
+            if file.path.startswith("part-")
         ]
 
 
@@ -341,34 +343,28 @@ class _Files(TypeHandler):
 
     def load(self, reference: Reference, access: Access) -> Any:
         _require_kind(reference, "FileDataset")
-        folder = Path(tempfile.mkdtemp(prefix=f"{reference['name'].replace('/', '.')}-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        folder = _temporary_folder(reference)
         many = len({file["partition"] for file in reference["files"]}) > 1
         for file in reference["files"]:
             partition = folder_name(file["partition"]) if many else ""
             path = folder / partition / file["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(_absolute(reference, file))
+            path.symlink_to(_local(reference, file, access.storage))
         return folder
 
     def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
         source = Path(value)
-        folder = Path(target.uri, target.files_folder)
         if not source.exists():
             raise FileNotFoundError(
                 f"There is nothing at {source}, which was given as the content of a FileDataset. "
                 "Return the path of a file or folder that exists."
             )
-        if source != folder:
-            pairs = [(path, folder / path.relative_to(source)) for path in _walk(source)]
-            if source.is_file():
-                pairs = [(source, folder / source.name)]
-            for path, copy in pairs:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+        names = {path: path.relative_to(source).as_posix() for path in _walk(source)}
+        if source.is_file():
+            names = {source: source.name}
         return [
-            _describe(path, name=path.relative_to(folder).as_posix(), folder=target.files_folder)
-            for path in _walk(folder)
+            _store(path, name=name, target=target, storage=access.storage)
+            for path, name in names.items()
         ]
 
 
@@ -377,7 +373,7 @@ class _FilePaths(_Files):
 
     def load(self, reference: Reference, access: Access) -> Any:
         _require_kind(reference, "FileDataset")
-        return [Path(_absolute(reference, file)) for file in reference["files"]]
+        return [_local(reference, file, access.storage) for file in reference["files"]]
 
 
 class _FileUris(_Files):
@@ -389,28 +385,54 @@ class _FileUris(_Files):
         return [spark_path(uri) for uri in uris] if access.hadoop_paths else uris
 
 
+def output_folder(target: Target, storage: Storage) -> Path:
+    """Return a new local folder for a step to fill: where it is stored, if that is local."""
+    if isinstance(storage, LocalStorage):
+        folder = Path(target.uri, target.files_folder)
+        folder.mkdir(parents=True)
+        return folder
+    return Path(tempfile.mkdtemp(prefix="output-"))
+
+
+def _local(reference: Reference, file: Mapping[str, Any], storage: Storage) -> Path:
+    """Return a local path of a file: itself where it is stored here, else a copy."""
+    uri = _absolute(reference, file)
+    return Path(uri) if isinstance(storage, LocalStorage) else download(uri, file, storage)
+
+
+def _temporary_folder(reference: Reference) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=f"{reference['name'].replace('/', '.')}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _absolute(reference: Reference, file: Mapping[str, Any]) -> str:
-    return str(os.path.join(reference["uri"], file["path"]))  # noqa: PTH118 -- URIs are not paths
+    return f"{reference['uri']}/{file['path']}"
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     return iter(sorted(path for path in folder.rglob("*") if path.is_file()))
 
 
-def _describe(path: Path, *, name: str, folder: str) -> FileRecord:
-    status = path.stat()
+def _store(path: Path, *, name: str, target: Target, storage: Storage) -> FileRecord:
+    relative = f"{target.files_folder}/{name}"
+    # Hashed before it is handed over: what arrives has to be this.
+    sha256 = sha256_of(path)
+    stored = storage.upload(path, f"{target.uri}/{relative}")
     return {
-        "path": f"{folder}/{name}",
-        "size": status.st_size,
+        "path": relative,
+        "size": stored.size,
         "name": name,
-        "etag": f"{status.st_mtime_ns:x}-{status.st_size:x}",
-        "sha256": sha256_of(path),
+        "etag": stored.etag,
+        "sha256": sha256,
     }
 
 
-def _list_files(folder: str) -> list[tuple[str, int]]:
-    with os.scandir(folder) as entries:
-        return sorted((e.name, e.stat().st_size) for e in entries if e.is_file())
+def _stat(storage: Storage, uri: str) -> StoredFile:
+    stored = storage.stat(uri)
+    if stored is None:
+        raise FileNotFoundError(f"{uri} was written and is gone: run the step again.")
+    return stored
 
 
 def _require_kind(reference: Reference, kind: str) -> None:

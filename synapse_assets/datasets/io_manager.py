@@ -62,7 +62,7 @@ class DatasetIOManager(dg.ConfigurableIOManager):
                 f"No type handler loads {annotation} for the input '{context.name}'. Annotate it "
                 f"with DatasetVersion or one of: {', '.join(handlers.handled_types())}."
             )
-        return handler.load(version.to_json(), _ACCESS)
+        return handler.load(version.to_json(), self._access())
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Commit what the asset returned as the new version of its dataset.
@@ -99,7 +99,7 @@ class DatasetIOManager(dg.ConfigurableIOManager):
             partition=slot.partition,
         )
         target = slot.fresh_target(self.datastore, attempt=key)
-        files = handler.write(value, target, _ACCESS)
+        files = handler.write(value, target, self._access())
         # A value that lives in this process cannot be adopted by a re-execution: each write is
         # an attempt of its own.
         return StagedDataset(
@@ -107,6 +107,11 @@ class DatasetIOManager(dg.ConfigurableIOManager):
             kind="FileDataset" if handler.kind == "FileDataset" else "TabularDataset",
             folder=target.files_folder if handler.kind == "FileDataset" else target.folder,
             files=tuple(DataFile(**file) for file in files),
+        )
+
+    def _access(self) -> handlers.Access:
+        return handlers.Access(
+            storage=self.datastore.storage(), spark=lambda: _spark_session(self.datastore)
         )
 
 
@@ -124,17 +129,19 @@ def _slot(context: dg.OutputContext) -> Slot:
     )
 
 
-def _spark_session() -> "SparkSession":
+def _spark_session(datastore: Datastore) -> "SparkSession":
     """Return the orchestrator's own Spark session, from dagster-pyspark's resource."""
     from dagster_pyspark import PySparkResource
 
     # All times are UTC: Delta's timestamps are, and so a reader's zone changes no value.
-    resource = PySparkResource(spark_config={"spark.sql.session.timeZone": "UTC"})
+    options = datastore.hadoop_configuration()
+    public = {f"spark.hadoop.{name}": value for name, value in options.public.items()}
+    resource = PySparkResource(spark_config={"spark.sql.session.timeZone": "UTC", **public})
     # Spark's workers must be the Python that the session was made by.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     resource.setup_for_execution(dg.build_init_resource_context())
     session: SparkSession = resource.spark_session
+    hadoop = session.sparkContext._jsc.hadoopConfiguration()
+    for name, value in options.secret.items():
+        hadoop.set(name, value)
     return session
-
-
-_ACCESS = handlers.Access(spark=_spark_session)

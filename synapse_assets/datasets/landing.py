@@ -6,9 +6,7 @@ An arrival is a folder below the landing folder, or the stem of a file that lies
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any
 
 from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
@@ -40,14 +38,14 @@ def list_arrivals(datastore: Datastore, folder: str) -> dict[str, DatasetVersion
     """Return the arrivals below a landing folder, each with a reference to its blobs."""
     uri = datastore.uri(folder)
     blobs: dict[str, list[DataFile]] = defaultdict(list)
-    for path, info in _list(datastore, uri):
-        relative = PurePosixPath(path).relative_to(uri)
-        is_hidden = any(part.startswith((".", "_")) for part in relative.parts)
-        if is_hidden or relative.suffix == ".tmp":
+    for blob in datastore.storage().list_files(uri):
+        path = PurePosixPath(blob.path)
+        is_hidden = any(part.startswith((".", "_")) for part in path.parts)
+        if is_hidden or path.suffix == ".tmp":
             continue
-        arrival = relative.parts[0] if len(relative.parts) > 1 else relative.stem
+        arrival = path.parts[0] if len(path.parts) > 1 else path.stem
         blobs[arrival].append(
-            DataFile(path=str(relative), size=info["size"], name=str(relative), etag=_etag(info))
+            DataFile(path=blob.path, size=blob.size, name=blob.path, etag=blob.etag)
         )
     return {
         arrival: DatasetVersion(
@@ -55,12 +53,3 @@ def list_arrivals(datastore: Datastore, folder: str) -> dict[str, DatasetVersion
         )
         for arrival, files in blobs.items()
     }
-
-
-def _list(datastore: Datastore, uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    return iter(sorted(datastore.filesystem().find(uri, detail=True).items()))
-
-
-def _etag(info: dict[str, Any]) -> str:
-    """Return the store's tag of a blob's content; on a file system its time and size stand in."""
-    return str(info.get("etag") or f"{info['mtime']:.6f}-{info['size']}")

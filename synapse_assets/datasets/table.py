@@ -7,7 +7,7 @@ to pin and to travel in time. See https://github.com/delta-io/delta/blob/master/
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable, Schema
     from deltalake.transaction import AddAction
+
+# What the log says of a commit, beside its attempt: the size of the files that it brought.
+SIZE = "size_bytes"
 
 _MAX_TRIES = 12
 _FIRST_WAIT_SECONDS = 0.05
@@ -58,15 +61,13 @@ def resolve(
         PartitionNotFoundError: None of the partitions has data.
     """
     uri = dataset_uri(datastore, name)
-    table = _open(datastore, uri, version=version)
-    if table is None:
-        raise DatasetNotFoundError(
-            f"Dataset '{name}' does not exist at {uri}. Materialize the asset first."
-        )
+    table = open_existing(datastore, name, version=version)
     partition_by = next(iter(table.metadata().partition_columns), None)
     wanted = None if partitions is None else set(partitions)
     files = tuple(
-        file for file in _files(table, partition_by) if wanted is None or file.partition in wanted
+        file
+        for file in parquet_files(table, partition_by)
+        if wanted is None or file.partition in wanted
     )
     if wanted and not files:
         asked = ", ".join(sorted(wanted)[:5]) + (", …" if len(wanted) > 5 else "")
@@ -108,7 +109,7 @@ def column_bounds(datastore: Datastore, version: DatasetVersion) -> Mapping[str,
 
     The cost depends on the number of files, and not on the number of rows.
     """
-    table = _open(datastore, version.uri, version=version.version)
+    table = open_table(datastore, version.uri, version=version.version)
     if table is None:
         raise DatasetNotFoundError(f"Dataset '{version.name}' is gone from {version.uri}.")
     own = {file.path for file in version.files}
@@ -164,8 +165,8 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
     app_id = f"{slot.name}/{staged.attempt}"
     new: tuple[Schema, list[AddAction]] | None = None
     conflict: CommitFailedError | None = None
-    for attempt in range(_MAX_TRIES):
-        table = _open(datastore, uri)
+    for _ in tries():
+        table = open_table(datastore, uri)
         if table is not None:
             made = table.transaction_version(app_id)
             if made is not None:
@@ -176,7 +177,11 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
         schema, adds = new
         version = 0 if table is None else table.version() + 1
         properties = CommitProperties(
-            custom_metadata={"attempt": staged.attempt},
+            custom_metadata={
+                "attempt": staged.attempt,
+                # Of a FileDataset the log itself knows the size of the entries only.
+                SIZE: sum(file.size for file in staged.files),
+            },
             # A conflict must not be retried below us: the application transaction has to be
             # looked at again before each try, since the log itself accepts it twice.
             max_commit_retries=0,
@@ -186,7 +191,7 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
         try:
             if table is None:
                 create_table_with_add_actions(
-                    uri,
+                    datastore.delta_uri(uri),
                     schema,
                     adds,
                     mode="error",
@@ -209,32 +214,67 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
             conflict = e
         except Exception:
             # Creating a table that another writer has just created fails with a bare error.
-            if table is not None or _open(datastore, uri) is None:
+            if table is not None or open_table(datastore, uri) is None:
                 raise
         else:
             return resolve(datastore, slot.name, version=version, partitions=_only(slot))
-        wait = min(_MAX_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
+    raise conflict_error(slot.name, uri) from conflict
+
+
+def tries() -> Iterator[int]:
+    """Yield the numbers of the tries that a commit has, and wait between them, with jitter."""
+    for number in range(_MAX_TRIES):
+        yield number
+        wait = min(_MAX_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**number)
         time.sleep(random.uniform(wait / 2, wait))  # noqa: S311 -- jitter, not a secret
-    raise CommitConflictError(
-        f"Could not commit to dataset '{slot.name}' at {uri}: other writers won {_MAX_TRIES} "
-        "times in a row. Nothing was lost; run the step again, and give the asset a Dagster pool "
+
+
+def conflict_error(name: str, uri: str) -> CommitConflictError:
+    """Return the error that says that all tries of a commit were used up."""
+    return CommitConflictError(
+        f"Could not commit to dataset '{name}' at {uri}: other writers won {_MAX_TRIES} "
+        "times in a row. Nothing was lost; run it again, and give the asset a Dagster pool "
         "so that it has one writer at a time."
-    ) from conflict
+    )
 
 
-def _open(datastore: Datastore, uri: str, *, version: int | None = None) -> "DeltaTable | None":
-    """Return the table at `uri`, None if there is none. Any other trouble is an error."""
+def open_existing(datastore: Datastore, name: str, *, version: int | None = None) -> "DeltaTable":
+    """Return the table of a dataset.
+
+    Raises:
+        DatasetNotFoundError: There is no such dataset or version.
+    """
+    uri = dataset_uri(datastore, name)
+    table = open_table(datastore, uri, version=version)
+    if table is None:
+        raise DatasetNotFoundError(
+            f"Dataset '{name}' does not exist at {uri}. Materialize the asset first."
+        )
+    return table
+
+
+def open_table(
+    datastore: Datastore, uri: str, *, version: int | None = None
+) -> "DeltaTable | None":
+    """Return the table at `uri`, None if there is none. Any other trouble is an error.
+
+    Raises:
+        DatasetNotFoundError: There is a table, and it does not have the version.
+    """
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
     options = datastore.delta_storage_options()
     try:
-        return DeltaTable(uri, version=version, storage_options=options)
-    except TableNotFoundError:
-        return None
+        return DeltaTable(datastore.delta_uri(uri), version=version, storage_options=options)
     except DeltaError as e:
         if version is None:
+            if isinstance(e, TableNotFoundError):
+                return None
             raise
+        # The log of a version that is older than all that is kept of it is "not found", too.
+        if isinstance(e, TableNotFoundError) and open_table(datastore, uri) is None:
+            return None
         raise DatasetNotFoundError(
             f"Version {version} of the dataset at {uri} cannot be read: {e}. "
             "It never existed, or was vacuumed."
@@ -249,7 +289,7 @@ def _add_actions(table: "DeltaTable") -> "pa.Table":
     return pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all()
 
 
-def _files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
+def parquet_files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
     """Return the table's Parquet files, from its log alone."""
     partition = f"partition.{partition_by}"
     columns = ["path", "size_bytes", "num_records"]
@@ -268,20 +308,19 @@ def _files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
 
 def _check_files(datastore: Datastore, uri: str, staged: StagedDataset) -> None:
     """Raise StagedFilesError unless storage holds every file of the manifest, at its size."""
-    filesystem = datastore.filesystem()
-    folder = f"{uri}/{staged.folder}"
-    found = filesystem.find(folder, detail=True)
-    sizes = {path: info["size"] for path, info in found.items()}
+    found = datastore.storage().list_files(f"{uri}/{staged.folder}")
+    sizes = {f"{staged.folder}/{file.path}": file.size for file in found}
     for file in staged.files:
-        path = f"{uri}/{file.path}"
-        if path not in sizes:
+        size = sizes.get(file.path)
+        if size is None:
             problem = "is missing"
-        elif sizes[path] != file.size:
-            problem = f"has {sizes[path]:,} bytes instead of {file.size:,}"
+        elif size != file.size:
+            problem = f"has {size:,} bytes instead of {file.size:,}"
         else:
             continue
         raise StagedFilesError(
-            f"Attempt {staged.attempt} is not committed: {path} {problem}. Run the step again; "
+            f"Attempt {staged.attempt} is not committed: {uri}/{file.path} {problem}. Run the "
+            "step again; "
             "the version before is untouched."
         )
 
@@ -300,8 +339,9 @@ def _new_content(
             f"Attempt {staged.attempt} wrote no Parquet file for '{slot.name}'. An empty table "
             "is one file without rows; return an empty frame instead of nothing."
         )
-    paths = [f"{uri}/{file.path}" for file in files]
-    footers = list(read_footers(paths, filesystem=datastore.arrow_filesystem()))
+    storage = datastore.storage()
+    paths = [storage.arrow_path(f"{uri}/{file.path}") for file in files]
+    footers = list(read_footers(paths, filesystem=storage.arrow_filesystem()))
     for file, footer in zip(files, footers, strict=True):
         if not footer.schema.names:
             raise UnsupportedTableError(

@@ -1,17 +1,17 @@
 """The datastore resource: one root location, given to every library in the form it wants."""
 
-import contextlib
-import os
-import re
-import uuid
-from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+import functools
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from synapse_assets.errors import ConfigurationError
+from synapse_assets.datastore.clouds import get_cloud
+from synapse_assets.datastore.credentials import Credential, DefaultChain, Options
+from synapse_assets.datastore.location import Location
+from synapse_assets.datastore.storage import SECRETS, LocalStorage, Storage, open_storage
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -22,88 +22,134 @@ if TYPE_CHECKING:
 BUNDLES = "_bundles"
 ATTEMPTS = "_attempts"
 
+# Otherwise a store that is down keeps a run waiting for three minutes at each request.
+_DELTA_PATIENCE = {
+    "max_retries": "6",
+    "retry_timeout": "40s",
+    "connect_timeout": "10s",
+    "timeout": "60s",
+}
+
 
 class Datastore(dg.ConfigurableResource["Datastore"]):
     """One root location below which every dataset, bundle and attempt lies.
 
-    The rest of the package never looks at the scheme: it asks the datastore for a file system,
+    The rest of the package never looks at the scheme: it asks the datastore for file operations,
     for Delta's storage options or for Hadoop's configuration.
     """
 
+    # An error of pydantic repeats what it was given, the secrets of a credential too.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     root: str = Field(
-        description="Folder that holds the datasets, for example '/data/titanic'. "
-        "A 'file:' URL names the same place."
+        description="Where everything lies: a folder ('./data'), Azure storage "
+        "('abfss://container@account.dfs.core.windows.net/folder', 'az://container/folder', "
+        "'https://account.blob.core.windows.net/container/folder') or HDFS "
+        "('hdfs://host:8020/folder')."
+    )
+    account: str | None = Field(
+        default=None, description="Storage account, where the root does not name it."
+    )
+    cloud: str = Field(
+        default="public",
+        description="Cloud of the account: 'public', 'us-government', 'china' or 'emulator'.",
+    )
+    credential: Credential = Field(
+        default=DefaultChain(),
+        discriminator="kind",
+        description="How to log in to Azure storage; not used with a folder or HDFS.",
     )
 
-    def uri(self, *parts: str) -> str:
-        """Return the location of `parts` below the root, as one absolute path.
+    @property
+    def location(self) -> Location:
+        """The place that the root names.
 
         Raises:
-            ConfigurationError: The root has a scheme that no store here serves, names a host, or
-                has a name that Delta libraries would misread.
+            ConfigurationError: The root names no place that is served.
         """
-        scheme, host = urlsplit(self.root)[:2]
-        if scheme == "file" and host not in ("", "localhost"):
-            raise ConfigurationError(
-                f"The datastore root {self.root!r} names the host '{host}'. "
-                "A 'file:' URL of this machine has three slashes: 'file:///data'."
-            )
-        if scheme not in ("", "file"):
-            raise ConfigurationError(
-                f"The datastore root {self.root!r} has the scheme '{scheme}:', which this "
-                "version does not serve. Use a folder, for example SYNAPSE_ASSETS_DATASTORE=./data."
-            )
-        root = unquote(urlsplit(self.root).path) if scheme else self.root
-        # Without '..': some of the libraries see the same place under another name.
-        folder = os.path.abspath(Path(root).expanduser())  # noqa: PTH100
-        if re.search("%[0-9A-Fa-f]{2}", folder):
-            raise ConfigurationError(
-                f"The datastore root {folder!r} has a percent sign before two digits, which Delta "
-                "libraries take for an encoded character. Use a folder without it."
-            )
-        return str(Path(folder).joinpath(*parts))
+        return Location.parse(self.root, account=self.account, cloud=get_cloud(self.cloud))
+
+    def uri(self, *parts: str) -> str:
+        """Return the location of `parts` below the root: an absolute path or a URL.
+
+        Raises:
+            ConfigurationError: The root names no place that is served.
+        """
+        return self.location.uri(*parts)
+
+    def storage(self) -> Storage:
+        """Return the store's file operations, for URIs as `uri` makes them."""
+        return _open(self.location, self.credential)
 
     def filesystem(self) -> "AbstractFileSystem":
         """Return the fsspec file system on which the URIs of this datastore are paths."""
-        import fsspec
-
-        return fsspec.filesystem("file", auto_mkdir=True)
+        return self.storage().filesystem()
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
-        """Return the same file system for pyarrow."""
-        import pyarrow.fs
+        """Return the file system for pyarrow, with paths as `storage().arrow_path` gives them."""
+        return self.storage().arrow_filesystem()
 
-        return pyarrow.fs.LocalFileSystem()
-
-    def read_text(self, uri: str) -> str | None:
-        """Return the text at `uri`, None if there is nothing."""
-        try:
-            return str(self.filesystem().read_text(uri, encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-
-    def write_atomically(self, uri: str, content: bytes) -> None:
-        """Write `content` to `uri`: a reader sees all of it or what was there before."""
-        filesystem = self.filesystem()
-        # On a file system the rename is the atomic part.
-        temporary = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
-        filesystem.pipe_file(temporary, content)
-        filesystem.mv(temporary, uri)
-
-    def remove(self, uri: str) -> None:
-        """Remove the file at `uri`, if there is one."""
-        with contextlib.suppress(FileNotFoundError):
-            self.filesystem().rm_file(uri)
-
-    def write_once(self, uri: str, content: bytes) -> None:
-        """Write `content` to `uri` unless something is there, as for names made from content."""
-        if not self.filesystem().exists(uri):
-            self.write_atomically(uri, content)
+    def delta_uri(self, uri: str) -> str:
+        """Return a URI in the form that `deltalake` and `polars` take."""
+        return self.location.object_store_uri(uri)
 
     def delta_storage_options(self) -> dict[str, str]:
-        """Return the storage options that `deltalake` needs to reach this datastore."""
-        return {}
+        """Return the storage options that `deltalake` and `polars` need to reach the store.
 
-    def hadoop_configuration(self) -> dict[str, str]:
-        """Return the Hadoop properties that Spark needs to reach this datastore."""
-        return {}
+        They may hold a token: ask for them anew for each table that is opened.
+        """
+        location = self.location
+        if location.kind != "azure":
+            return {}
+        return {**_DELTA_PATIENCE, **self.credential.delta_options(location)}
+
+    def hadoop_configuration(self) -> Options:
+        """Return the Hadoop properties that Spark needs to reach the store, without a prefix."""
+        location = self.location
+        if location.kind != "azure":
+            return Options({})
+        return self.credential.hadoop_configuration(location)
+
+    def storage_spec(self) -> Mapping[str, Any]:
+        """Return what another process needs to open the store, without any secret."""
+        location = self.location
+        if location.kind == "azure":
+            options = self.credential.adlfs_options(location).public
+            return {"store": "blob", "container": location.container, "options": options}
+        if location.kind == "hdfs":
+            return {"store": "hdfs", "host": location.host}
+        return {"store": "local"}
+
+    def process_environment(self) -> Mapping[str, str]:
+        """Return the variables by which a process on this machine logs in to the store.
+
+        They hold what no file and no argument may: other users of the machine see neither.
+        """
+        location = self.location
+        if location.kind != "azure":
+            return {}
+        secrets = {
+            "storage": self.credential.adlfs_options(location).secret,
+            "hadoop": self.hadoop_configuration().secret,
+        }
+        return {
+            **self.credential.environment(location.cloud),
+            **({SECRETS: json.dumps(secrets)} if any(secrets.values()) else {}),
+        }
+
+
+@functools.lru_cache(maxsize=32)
+def _open(location: Location, credential: Credential) -> Storage:
+    """Return the store of a location; one and the same for each, since it keeps connections."""
+    if location.kind == "local":
+        return LocalStorage()
+    if location.kind == "hdfs":
+        return open_storage({"store": "hdfs", "host": location.host}, {})
+    from synapse_assets.datastore.blob import BlobStorage
+
+    return BlobStorage(
+        container=location.container,
+        options=credential.adlfs_options(location).merged(),
+        credential=credential.token_credential(location.cloud),
+        make_async_credential=lambda: credential.async_token_credential(location.cloud),
+    )

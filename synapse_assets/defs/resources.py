@@ -9,8 +9,24 @@ from synapse_assets.compute.cpu import LocalCpu
 from synapse_assets.compute.spark import LocalSpark
 from synapse_assets.datasets.io_manager import DatasetIOManager
 from synapse_assets.datastore import Datastore
+from synapse_assets.datastore.credentials import (
+    AccountKey,
+    Credential,
+    DefaultChain,
+    Emulator,
+    SasToken,
+)
 from synapse_assets.errors import ConfigurationError
-from synapse_assets.settings import DATASTORE, DEPLOYMENT, deployment, state_folder
+from synapse_assets.services import CONTAINER, abfs_jars_folder
+from synapse_assets.settings import (
+    AZURITE,
+    DATASTORE,
+    DEPLOYMENT,
+    STORAGE_KEY,
+    STORAGE_SAS,
+    deployment,
+    state_folder,
+)
 
 # A step waits for a process or a cluster, so a run needs no fresh interpreter for each: the fork
 # server has imported everything once.
@@ -35,18 +51,41 @@ def resources_of(name: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: The deployment is unknown, or not there yet.
     """
-    if name in ("emulated", "azure"):
+    if name == "azure":
         raise ConfigurationError(
-            f"{DEPLOYMENT}={name} is planned and not there yet: unset it, or set it to 'local'."
+            f"{DEPLOYMENT}={name} is planned and not there yet: unset it, or set it to 'local' or "
+            "'emulated'."
         )
-    if name != "local":
-        raise ConfigurationError(f"{DEPLOYMENT}={name} is unknown: set it to 'local'.")
-    chosen = DATASTORE in os.environ
-    root = dg.EnvVar(DATASTORE) if chosen else str(state_folder() / "datastore")
-    datastore = Datastore(root=root)
+    if name not in ("local", "emulated"):
+        raise ConfigurationError(
+            f"{DEPLOYMENT}={name} is unknown: set it to 'local' or 'emulated'."
+        )
+    datastore = _emulated_datastore() if name == "emulated" else _datastore()
     return {
         "datastore": datastore,
         "io_manager": DatasetIOManager(datastore=datastore),
-        "spark": LocalSpark(datastore=datastore),
+        "spark": LocalSpark(datastore=datastore, abfs_jars=str(abfs_jars_folder())),
         "cpu": LocalCpu(datastore=datastore),
     }
+
+
+def _datastore() -> Datastore:
+    """Return the datastore that the environment names, a folder of the project by default."""
+    credential: Credential = DefaultChain()
+    if STORAGE_KEY in os.environ:
+        credential = AccountKey(key=dg.EnvVar(STORAGE_KEY))
+    elif STORAGE_SAS in os.environ:
+        credential = SasToken(token=dg.EnvVar(STORAGE_SAS))
+    return Datastore(root=_root(str(state_folder() / "datastore")), credential=credential)
+
+
+def _emulated_datastore() -> Datastore:
+    """Return the datastore on Azurite, unless the environment names HDFS."""
+    credential = Emulator()
+    if AZURITE in os.environ:
+        credential = Emulator(endpoint=dg.EnvVar(AZURITE))
+    return Datastore(root=_root(f"az://{CONTAINER}"), cloud="emulator", credential=credential)
+
+
+def _root(default: str) -> str:
+    return dg.EnvVar(DATASTORE) if DATASTORE in os.environ else default

@@ -59,7 +59,13 @@ def test_bundle_holds_the_step_the_runner_and_what_they_import(package: Package)
         "synapse_assets/compute/__init__.py",
         "synapse_assets/compute/runner.py",
         "synapse_assets/datasets/__init__.py",
+        "synapse_assets/datasets/downloads.py",
         "synapse_assets/datasets/handlers.py",
+        "synapse_assets/datastore/__init__.py",
+        "synapse_assets/datastore/blob.py",
+        "synapse_assets/datastore/hdfs.py",
+        "synapse_assets/datastore/storage.py",
+        "synapse_assets/errors.py",
         "vendored/dagster_pipes/__init__.py",
     }
 

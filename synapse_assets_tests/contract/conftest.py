@@ -1,16 +1,32 @@
 """One datastore in every store, fresh for every test."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from synapse_assets.datastore import Datastore
-from synapse_assets_tests.contract.stores import STORES, Store
+from synapse_assets_tests.contract.stores import AZURITE, CONTAINER, HDFS, STORES, Store
+
+_SERVICES = {"azurite", "hdfs"}
 
 
-@pytest.fixture(params=list(STORES))
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.services] if name in _SERVICES else [])
+        for name in STORES
+    ]
+)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(request.param, tmp_path)
+    name = request.param
+    if name in _SERVICES:
+        service = request.getfixturevalue(name)
+        if name == "azurite":
+            service.create_container(CONTAINER)
+            os.environ[AZURITE] = service.endpoint
+        else:
+            os.environ[HDFS] = service.url
+    return Store(name, tmp_path)
 
 
 @pytest.fixture

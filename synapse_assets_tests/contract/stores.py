@@ -1,13 +1,46 @@
 """Every store that keeps the contract; a further one is one more entry."""
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_assets.datastore import Datastore
+from synapse_assets.datastore.credentials import Emulator
+
+# Environment variables that say where the real services of the tests answer. The fixtures set
+# them, so that other processes find them, too.
+AZURITE = "SYNAPSE_ASSETS_TEST_AZURITE"
+HDFS = "SYNAPSE_ASSETS_TEST_HDFS"
+CONTAINER = "contract"
+
+
+def _local(folder: Path) -> Datastore:
+    return Datastore(root=str(folder / "datastore"))
+
+
+def _azurite(folder: Path) -> Datastore:
+    return Datastore(
+        root=f"az://{CONTAINER}/{_name(folder)}",
+        cloud="emulator",
+        credential=Emulator(endpoint=os.environ[AZURITE]),
+    )
+
+
+def _hdfs(folder: Path) -> Datastore:
+    return Datastore(root=f"{os.environ[HDFS]}/{_name(folder)}")
+
+
+def _name(folder: Path) -> str:
+    """Return a name for what one test keeps in a store that all of them share."""
+    return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+
 
 STORES: dict[str, Callable[[Path], Datastore]] = {
-    "local": lambda folder: Datastore(root=str(folder / "datastore")),
+    "local": _local,
+    "azurite": _azurite,
+    "hdfs": _hdfs,
 }
 
 

@@ -141,7 +141,7 @@ def test_files_and_tables_flow_through_one_step(
     assert files.kind == "FileDataset"
     (file,) = files.files
     assert (file.name, dict(file.properties)) == ("sub/names.txt", {"count": "2"})
-    assert datastore.read_text(files.file("sub/names.txt")) == "a.txt\nb.txt"
+    assert datastore.storage().read_text(files.file("sub/names.txt")) == "a.txt\nb.txt"
 
 
 def test_same_files_have_the_same_data_version(run: Run) -> None:
@@ -210,7 +210,7 @@ def test_step_killed_while_writing_leaves_the_last_version_whole(
         run("kill_itself_while_writing", asset="files")
     version = resolve(datastore, "files")
     assert [file.name for file in version.files] == ["a.txt"]
-    assert datastore.read_text(version.file("a.txt")) == "content"
+    assert datastore.storage().read_text(version.file("a.txt")) == "content"
     run("fill", asset="files", name="b.txt")
     assert [file.name for file in resolve(datastore, "files").files] == ["b.txt"]
 

@@ -10,26 +10,26 @@ from synapse_assets.errors import ConfigurationError
 
 def test_text_is_read_back_and_replaced_as_a_whole(datastore: Datastore) -> None:
     uri = datastore.uri("_attempts", "a", "record.json")
-    assert datastore.read_text(uri) is None
+    assert datastore.storage().read_text(uri) is None
     for text in ("ü" * 1_000, "short", ""):
-        datastore.write_atomically(uri, text.encode())
-        assert datastore.read_text(uri) == text
+        datastore.storage().write_atomically(uri, text.encode())
+        assert datastore.storage().read_text(uri) == text
     assert len(datastore.filesystem().find(datastore.uri("_attempts"))) == 1
 
 
 def test_what_was_written_once_is_left_alone(datastore: Datastore) -> None:
     uri = datastore.uri("_bundles", "b.zip")
-    datastore.write_once(uri, b"first")
-    datastore.write_once(uri, b"second")
-    assert datastore.read_text(uri) == "first"
+    datastore.storage().write_once(uri, b"first")
+    datastore.storage().write_once(uri, b"second")
+    assert datastore.storage().read_text(uri) == "first"
 
 
 def test_file_that_is_gone_may_be_removed_again(datastore: Datastore) -> None:
     uri = datastore.uri("file")
-    datastore.write_atomically(uri, b"x")
+    datastore.storage().write_atomically(uri, b"x")
     for _ in "12":
-        datastore.remove(uri)
-    assert datastore.read_text(uri) is None
+        datastore.storage().remove(uri)
+    assert datastore.storage().read_text(uri) is None
 
 
 class TestRootOfTheLocalStore:

@@ -66,7 +66,7 @@ class TestStagedFiles:
     def test_missing_file(
         self, datastore: Datastore, staged: StagedDataset, refuse: Refuse
     ) -> None:
-        datastore.remove(f"{datastore.uri('whole')}/{staged.files[1].path}")
+        datastore.storage().remove(f"{datastore.uri('whole')}/{staged.files[1].path}")
         refuse(staged, WHOLE, StagedFilesError, match="part-1-.* is missing. Run the step again")
 
     def test_truncated_file(
@@ -124,7 +124,7 @@ class TestStagedFiles:
         staged = stage_files(datastore, files, {"a": b"12", "b": b""})
         datastore.filesystem().pipe_file(f"{datastore.uri('files')}/{staged.files[0].path}", b"1")
         refuse(staged, files, StagedFilesError, match="has 1 bytes instead of 2")
-        datastore.remove(f"{datastore.uri('files')}/{staged.files[0].path}")
+        datastore.storage().remove(f"{datastore.uri('files')}/{staged.files[0].path}")
         refuse(staged, files, StagedFilesError, match="is missing")
 
 

@@ -22,6 +22,7 @@ from synapse_assets.datasets.slot import Slot
 from synapse_assets.datasets.table import column_bounds, commit, resolve
 from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
+from synapse_assets.datastore.storage import LocalStorage
 from synapse_assets.errors import ConfigurationError, PartitionNotFoundError
 from synapse_assets_tests.datasets.staging import numbers, put_files, rows_of
 
@@ -43,7 +44,7 @@ def no_spark() -> Any:
     raise AssertionError("no handler but Spark's may start Spark")
 
 
-ACCESS = Access(spark=no_spark)
+ACCESS = Access(storage=LocalStorage(), spark=no_spark)
 
 MAKE: dict[str, Callable[[pa.Table], Any]] = {
     "table": lambda table: table,
@@ -400,7 +401,7 @@ def spark() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def access(spark: Any) -> Access:
-    return Access(spark=lambda: spark, hadoop_paths=True)
+    return Access(storage=LocalStorage(), spark=lambda: spark, hadoop_paths=True)
 
 
 @pytest.mark.spark

@@ -25,7 +25,7 @@ def test_reference_survives_json(datastore: Datastore) -> None:
 
 def test_file_is_found_by_its_name(datastore: Datastore) -> None:
     version = put_files(datastore, Slot("f"), {"metrics.json": b"{}", "plots/roc.png": b""})
-    assert datastore.read_text(version.file("metrics.json")) == "{}"
+    assert datastore.storage().read_text(version.file("metrics.json")) == "{}"
     with pytest.raises(DatasetNotFoundError, match=r"no file 'x'. It has: metrics.json, plots/roc"):
         version.file("x")
 

@@ -14,4 +14,4 @@ class LocalCpu(ComputeTarget):
 
     def batch_service(self) -> BatchService:
         """Return the subprocesses of this machine."""
-        return LocalProcesses()
+        return LocalProcesses(self.datastore)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from synapse_assets.compute.batch import BatchService
 from synapse_assets.compute.java import require_java
 from synapse_assets.compute.process import LocalProcesses
 from synapse_assets.compute.target import ComputeTarget
+from synapse_assets.errors import ConfigurationError
 
 
 class LocalSpark(ComputeTarget):
@@ -27,10 +29,22 @@ class LocalSpark(ComputeTarget):
         default="2g", description="Heap of the driver, which runs the tasks too, as '7g'."
     )
     conf: dict[str, str] = Field(default={}, description="Further Spark properties.")
+    abfs_jars: str | None = Field(
+        default=None,
+        description="Folder with the jars of Hadoop's driver for Azure storage, which pyspark "
+        "does not bring; needed with a datastore on Azure only.",
+    )
 
     def spark_conf(self) -> Mapping[str, str]:
-        """Return the session's properties; `conf` has the last word."""
+        """Return the session's properties; `conf` has the last word.
+
+        Raises:
+            ConfigurationError: The datastore needs jars that are not there.
+        """
+        hadoop = self.datastore.hadoop_configuration().public
         return {
+            **{f"spark.hadoop.{name}": value for name, value in hadoop.items()},
+            **self._class_path(),
             "spark.master": self.master,
             "spark.driver.memory": self.driver_memory,
             # Nothing here listens beyond this machine.
@@ -44,6 +58,18 @@ class LocalSpark(ComputeTarget):
             "spark.sql.shuffle.partitions": "8",
             **self.conf,
         }
+
+    def _class_path(self) -> Mapping[str, str]:
+        """Return the properties that put the driver for Azure storage first of all classes."""
+        if self.datastore.location.kind != "azure":
+            return {}
+        if self.abfs_jars is None or not Path(self.abfs_jars).is_dir():
+            raise ConfigurationError(
+                "Spark on this machine needs the driver for Azure storage, and it is not in "
+                f"{self.abfs_jars}. Fetch it once with `synapse-assets services --fetch`."
+            )
+        jars = os.pathsep.join(str(jar) for jar in sorted(Path(self.abfs_jars).glob("*.jar")))
+        return {"spark.driver.extraClassPath": jars}
 
     def batch_service(self) -> BatchService:
         """Return the subprocesses of this machine.
@@ -64,4 +90,4 @@ class LocalSpark(ComputeTarget):
                 "SPARK_SUBMIT_OPTS": f'{options} "-Djava.io.tmpdir={folder}"'.strip(),
             }
 
-        return LocalProcesses(environment=environment)
+        return LocalProcesses(self.datastore, environment=environment)

@@ -113,7 +113,7 @@ def model_beats_majority_class(
     survival_model: DatasetVersion, datastore: Datastore
 ) -> dg.AssetCheckResult:
     """The model predicts better than always answering with the more frequent class."""
-    metrics = json.loads(datastore.read_text(survival_model.file("metrics.json")) or "{}")
+    metrics = json.loads(datastore.storage().read_text(survival_model.file("metrics.json")) or "{}")
     accuracy, majority = metrics["accuracy"], metrics["majority_class_accuracy"]
     return dg.AssetCheckResult(
         passed=accuracy > majority,

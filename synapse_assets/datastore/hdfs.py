@@ -1,0 +1,195 @@
+"""HDFS, through hdfs-native, which needs neither Java nor libhdfs."""
+
+import contextlib
+import functools
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_assets.datastore.storage import Storage, StoredFile, replacing
+from synapse_assets.errors import StorageError
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+    from fsspec import AbstractFileSystem
+    from hdfs_native import Client
+
+_CHUNK_BYTES = 4 << 20
+_FOLDER_PERMISSION = 0o755
+
+
+class HdfsStorage(Storage):
+    """One name node or name service."""
+
+    def __init__(self, *, host: str, configuration: Mapping[str, str] | None = None) -> None:
+        """Create the store; nothing is contacted.
+
+        Args:
+            host: Name node ('host:port') or name service.
+            configuration: Hadoop properties beside those of HADOOP_CONF_DIR.
+        """
+        self._host = host
+        self._configuration = dict(configuration or {})
+
+    def read_bytes(self, uri: str) -> bytes | None:
+        """Return the content of a file, None if there is none."""
+        try:
+            with self._explained("read", uri), self._client.read(self._path(uri)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def write_atomically(self, uri: str, content: bytes) -> None:
+        """Write a temporary file beside it, and rename that: the rename is the atomic part."""
+        with self._explained("write", uri), self._replacing(uri, overwrite=True) as stream:
+            stream.write(content)
+
+    def write_once(self, uri: str, content: bytes) -> None:
+        """Write and rename, unless another one was there first."""
+        with self._explained("write", uri):
+            if self.stat(uri) is not None:
+                return
+            try:
+                with self._replacing(uri, overwrite=False) as stream:
+                    stream.write(content)
+            except FileExistsError:
+                return
+
+    def remove(self, uri: str) -> None:
+        """Remove the file at `uri`, if there is one."""
+        with self._explained("remove", uri), contextlib.suppress(FileNotFoundError):
+            self._client.delete(self._path(uri), False)
+
+    def list_files(self, uri: str) -> list[StoredFile]:
+        """Return all files below a folder, sorted by path."""
+        root = self._path(uri).rstrip("/") + "/"
+        with self._explained("list", uri), contextlib.suppress(FileNotFoundError):
+            found = [
+                _stored(status, path=status.path.removeprefix(root))
+                for status in self._client.list_status(root.rstrip("/") or "/", True)
+                if not status.isdir
+            ]
+            return sorted(found, key=lambda file: file.path)
+        return []
+
+    def stat(self, uri: str) -> StoredFile | None:
+        """Return what the name node knows of one file, None if there is none."""
+        with self._explained("look at", uri), contextlib.suppress(FileNotFoundError):
+            status = self._client.get_file_info(self._path(uri))
+            if not status.isdir:
+                return _stored(status, path=uri.rpartition("/")[2])
+        return None
+
+    def upload(self, path: Path, uri: str) -> StoredFile:
+        """Copy a local file to `uri`, in constant memory."""
+        with (
+            self._explained("write", uri),
+            self._replacing(uri, overwrite=True) as stream,
+            path.open("rb") as source,
+        ):
+            while chunk := source.read(_CHUNK_BYTES):
+                stream.write(chunk)
+        stored = self.stat(uri)
+        if stored is None:
+            raise StorageError(f"{uri} was written and is gone: run the step again.")
+        return stored
+
+    def download(self, uri: str, path: Path) -> None:
+        """Copy the file at `uri` to a local path, in constant memory."""
+        with (
+            self._explained("read", uri),
+            replacing(path) as temporary,
+            self._client.read(self._path(uri)) as source,
+            temporary.open("wb") as target,
+        ):
+            while chunk := source.read(_CHUNK_BYTES):
+                target.write(chunk)
+
+    def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
+        """Return hdfs-native's fsspec file system in pyarrow's clothes."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self.filesystem()))
+
+    def arrow_path(self, uri: str) -> str:
+        """Return a URI without scheme and host."""
+        return self._path(uri)
+
+    def filesystem(self) -> "AbstractFileSystem":
+        """Return hdfs-native's file system; the URIs of this package are paths on it."""
+        return _hdfs_class()(self._host, None, **self._configuration)
+
+    @functools.cached_property
+    def _client(self) -> "Client":
+        from hdfs_native import Client
+
+        return Client(f"hdfs://{self._host}", self._configuration)
+
+    def _path(self, uri: str) -> str:
+        return _strip(uri)
+
+    @contextlib.contextmanager
+    def _replacing(self, uri: str, *, overwrite: bool) -> Iterator[Any]:
+        """Yield a new file that takes the name at the end, unless that failed."""
+        from hdfs_native import WriteOptions
+
+        path = self._path(uri)
+        temporary = f"{path.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
+        self._client.mkdirs(path.rpartition("/")[0] or "/", _FOLDER_PERMISSION, True)
+        try:
+            with self._client.create(temporary, WriteOptions(overwrite=True)) as stream:
+                yield stream
+            self._client.rename(temporary, path, overwrite)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._client.delete(temporary, False)
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self, operation: str, uri: str) -> Iterator[None]:
+        """Raise what goes wrong as a StorageError that says what, where, and what to do."""
+        try:
+            yield
+        except (StorageError, FileNotFoundError, FileExistsError):
+            raise
+        # hdfs-native raises bare errors of Rust for whatever it has no class for.
+        except Exception as e:
+            problem = str(e).strip().partition("\n")[0].rstrip(".")
+            remedy = (
+                "Give the user (HADOOP_USER_NAME) the right to it."
+                if isinstance(e, PermissionError) or "Permission denied" in str(e)
+                else "Look whether the name node and the data nodes are up, and run it again."
+            )
+            raise StorageError(f"Could not {operation} {uri}: {problem}. {remedy}") from e
+
+
+def _strip(uri: str) -> str:
+    """Return the path of a URI as it stands."""
+    if "://" not in uri:
+        return uri
+    _, slash, path = uri.partition("://")[2].partition("/")
+    return f"{slash or '/'}{path}"
+
+
+def _stored(status: Any, *, path: str) -> StoredFile:
+    return StoredFile(
+        path=path,
+        size=status.length,
+        etag=f"{status.modification_time:x}-{status.length:x}",
+        modified=status.modification_time / 1000,
+    )
+
+
+@functools.cache
+def _hdfs_class() -> "type[AbstractFileSystem]":
+    from hdfs_native.fsspec import HdfsFileSystem
+
+    class FileSystem(HdfsFileSystem):
+        """hdfs-native that takes a path as it stands: it would read '#' and '?' as of a URL."""
+
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> Any:
+            return [_strip(item) for item in path] if isinstance(path, list) else _strip(path)
+
+    return FileSystem

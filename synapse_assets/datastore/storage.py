@@ -1,0 +1,220 @@
+"""File operations at absolute URIs, with the same promises on every store.
+
+One set of classes serves both ends: the datastore in the orchestrator, and the runner where a step
+runs. For the runner's sake this module imports the standard library alone, and loads a store's
+library only when the store is used.
+"""
+
+import contextlib
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+    from fsspec import AbstractFileSystem
+
+# Environment variable of a process that holds its secrets: {"storage": ..., "hadoop": ...}.
+SECRETS = "SYNAPSE_ASSETS_SECRETS"
+# Room for the ending of a temporary file: names have at most 255 bytes.
+_MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file that a store lists.
+
+    Attributes:
+        path: Location relative to the folder that was listed, with '/' between its parts.
+        size: Size in bytes.
+        etag: The store's own tag of the content; time and size where it has none.
+        modified: When it was written, in seconds since 1970 (UTC).
+    """
+
+    path: str
+    size: int
+    etag: str
+    modified: float
+
+
+class Storage(ABC):
+    """One store. Every path is an absolute URI as `Datastore.uri` makes it."""
+
+    @abstractmethod
+    def read_bytes(self, uri: str) -> bytes | None:
+        """Return the content of a file, None if there is none."""
+
+    @abstractmethod
+    def write_atomically(self, uri: str, content: bytes) -> None:
+        """Write `content` to `uri`: a reader sees all of it or what was there before."""
+
+    @abstractmethod
+    def write_once(self, uri: str, content: bytes) -> None:
+        """Write `content` to `uri` unless something is there, as for names made from content."""
+
+    @abstractmethod
+    def remove(self, uri: str) -> None:
+        """Remove the file at `uri`, if there is one."""
+
+    @abstractmethod
+    def list_files(self, uri: str) -> list[StoredFile]:
+        """Return all files below a folder, sorted by path; none if there is no such folder."""
+
+    @abstractmethod
+    def stat(self, uri: str) -> StoredFile | None:
+        """Return what the store knows of one file (its `path` is its name), None if none is."""
+
+    @abstractmethod
+    def upload(self, path: Path, uri: str) -> StoredFile:
+        """Copy a local file to `uri`, in constant memory, and return what the store made of it."""
+
+    @abstractmethod
+    def download(self, uri: str, path: Path) -> None:
+        """Copy the file at `uri` to a local path, in constant memory."""
+
+    @abstractmethod
+    def filesystem(self) -> "AbstractFileSystem":
+        """Return the fsspec file system; URIs are paths on it as they stand."""
+
+    def read_text(self, uri: str) -> str | None:
+        """Return the text at `uri`, None if there is nothing."""
+        content = self.read_bytes(uri)
+        return None if content is None else content.decode()
+
+    @abstractmethod
+    def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
+        """Return the store as pyarrow's file system, for paths as `arrow_path` gives them."""
+
+    def arrow_path(self, uri: str) -> str:
+        """Return a URI as a path on `arrow_filesystem`."""
+        return uri
+
+    def local_path(self, uri: str, *, folder: Path) -> str:
+        """Return a local path of the file at `uri`: itself, or a copy in `folder`."""
+        path = folder / uri.rpartition("/")[2]
+        self.download(uri, path)
+        return str(path)
+
+    def make_folder(self, uri: str) -> None:
+        """Make a folder where the store needs one before a file can be written to it."""
+        return
+
+
+class LocalStorage(Storage):
+    """The file system of this machine."""
+
+    def read_bytes(self, uri: str) -> bytes | None:
+        """Return the content of a file, None if there is none."""
+        try:
+            return Path(uri).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_atomically(self, uri: str, content: bytes) -> None:
+        """Write to a temporary file beside it, and rename that: the rename is the atomic part."""
+        with replacing(Path(uri)) as temporary:
+            temporary.write_bytes(content)
+
+    def write_once(self, uri: str, content: bytes) -> None:
+        """Write `content` to `uri` unless something is there."""
+        if not Path(uri).exists():
+            self.write_atomically(uri, content)
+
+    def remove(self, uri: str) -> None:
+        """Remove the file at `uri`, if there is one."""
+        Path(uri).unlink(missing_ok=True)
+
+    def list_files(self, uri: str) -> list[StoredFile]:
+        """Return all files below a folder, sorted by path."""
+        folder = Path(uri)
+        return [
+            _describe(path, name=path.relative_to(folder).as_posix())
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+
+    def local_path(self, uri: str, *, folder: Path) -> str:
+        """Return the path itself."""
+        return uri
+
+    def make_folder(self, uri: str) -> None:
+        """Make a folder and those above it."""
+        Path(uri).mkdir(parents=True, exist_ok=True)
+
+    def stat(self, uri: str) -> StoredFile | None:
+        """Return what the file system knows of one file, None if there is none."""
+        path = Path(uri)
+        return _describe(path, name=path.name) if path.is_file() else None
+
+    def upload(self, path: Path, uri: str) -> StoredFile:
+        """Copy a local file to `uri`, unless it lies there already."""
+        target = Path(uri)
+        if path != target:
+            with replacing(target) as temporary:
+                shutil.copyfile(path, temporary)
+        return _describe(target, name=target.name)
+
+    def download(self, uri: str, path: Path) -> None:
+        """Copy the file at `uri` to a local path."""
+        with replacing(path) as temporary:
+            shutil.copyfile(uri, temporary)
+
+    def filesystem(self) -> "AbstractFileSystem":
+        """Return fsspec's file system, which makes folders as they are needed."""
+        import fsspec
+
+        return fsspec.filesystem("file", auto_mkdir=True)
+
+    def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
+        """Return pyarrow's own local file system."""
+        import pyarrow.fs
+
+        return pyarrow.fs.LocalFileSystem()
+
+
+def open_storage(spec: Mapping[str, Any], secrets: Mapping[str, str]) -> Storage:
+    """Return the store that `Datastore.storage_spec` describes, in another process.
+
+    Args:
+        spec: 'store' and what that store's class takes beside secrets.
+        secrets: Further options of the store, which no file may hold.
+    """
+    store, options = spec["store"], {k: v for k, v in spec.items() if k != "store"}
+    if store == "blob":
+        from synapse_assets.datastore.blob import BlobStorage
+
+        return BlobStorage(
+            container=options["container"], options={**options["options"], **secrets}
+        )
+    if store == "hdfs":
+        from synapse_assets.datastore.hdfs import HdfsStorage
+
+        return HdfsStorage(**options)
+    return LocalStorage()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which takes its name at the end unless that failed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name[:_MAX_NAME]}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _describe(path: Path, *, name: str) -> StoredFile:
+    status = path.stat()
+    return StoredFile(
+        path=name,
+        size=status.st_size,
+        etag=f"{status.st_mtime_ns:x}-{status.st_size:x}",
+        modified=status.st_mtime,
+    )
