@@ -28,6 +28,7 @@ class _Process:
     popen: "subprocess.Popen[bytes]"
     folder: str
     forwarders: list[threading.Thread]
+    is_closed: bool = False
     tail: "deque[str]" = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
 
 
@@ -100,7 +101,11 @@ class LocalProcesses(BatchService):
         process = self._processes.get(batch_id)
         if process is None:
             return BatchState.VANISHED
-        return BatchState.RUNNING if process.popen.poll() is None else BatchState.ENDED
+        if process.popen.poll() is None:
+            return BatchState.RUNNING
+        # Nobody waits any more for a batch that has ended.
+        self._close(process)
+        return BatchState.ENDED
 
     def wait(self, batch_id: str, *, seconds: float) -> None:
         """Return when the process has ended and its output has been forwarded."""
@@ -136,6 +141,9 @@ class LocalProcesses(BatchService):
 
     def _close(self, process: _Process) -> None:
         """End what the process may have left behind, and take in the last of its output."""
+        if process.is_closed:
+            return
+        process.is_closed = True
         _signal_group(process.popen.pid, signal.SIGKILL)
         process.popen.wait()
         for thread in process.forwarders:

@@ -8,6 +8,7 @@ What happens around an asset, in Dagster's order:
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -23,6 +24,10 @@ from synapse_assets.errors import ConfigurationError
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+# Definition metadata of an input that says how it wants the files of a FileDataset.
+MODE = "mode"
+_MODES: dict[str, Any] = {"direct": list[str], "download": Path}
+
 
 class DatasetIOManager(dg.ConfigurableIOManager):
     """Keeps every asset as a dataset of the datastore, one Delta commit per materialization.
@@ -31,6 +36,11 @@ class DatasetIOManager(dg.ConfigurableIOManager):
     pinned reference and reads no data; `pyarrow.Table`, `pyarrow.dataset.Dataset`,
     `polars.DataFrame`, `polars.LazyFrame`, `pandas.DataFrame`, `pyspark.sql.DataFrame` and
     `pathlib.Path` give the data.
+
+    An input of a FileDataset may say how it wants its files, as in Azure ML, with
+    `dg.AssetIn(metadata={"mode": "direct"})`: 'direct' gives their locations (`list[str]`) and
+    'download' a local folder (`Path`), whose files are copied, checked by their hashes, and kept
+    for the next use.
 
     Asset metadata: `partition_by` names the partition column (default 'partition_key');
     `schema_change` is 'refuse' (default) or 'evolve'.
@@ -44,7 +54,8 @@ class DatasetIOManager(dg.ConfigurableIOManager):
         Raises:
             DatasetNotFoundError: The upstream asset has never been materialized.
             PartitionNotFoundError: It has no data for the partitions of this run.
-            ConfigurationError: No handler serves the annotation.
+            ConfigurationError: No handler serves the annotation, or the mode is not one of ours.
+            StorageError: The store cannot be reached, or holds something else than was committed.
         """
         partitions = list(context.asset_partition_keys) if context.has_asset_partitions else None
         name = "/".join(context.asset_key.path)
@@ -53,7 +64,7 @@ class DatasetIOManager(dg.ConfigurableIOManager):
             missing = sorted(set(partitions) - set(version.partitions))
             if missing:
                 context.log.warning(f"'{name}' has no data yet for: {', '.join(missing[:10])}")
-        annotation = context.dagster_type.typing_type
+        annotation = _annotation(context)
         if annotation in (Any, object, type(None), DatasetVersion):
             return version
         handler = handlers.handler_for(annotation)
@@ -113,6 +124,37 @@ class DatasetIOManager(dg.ConfigurableIOManager):
         return handlers.Access(
             storage=self.datastore.storage(), spark=lambda: _spark_session(self.datastore)
         )
+
+
+def _annotation(context: dg.InputContext) -> Any:
+    """Return the type that an input is to be loaded as: by its mode, or as it is annotated.
+
+    Raises:
+        ConfigurationError: The mode is not one of ours, or contradicts the annotation.
+    """
+    annotation = context.dagster_type.typing_type
+    mode = (context.definition_metadata or {}).get(MODE)
+    if mode is None:
+        return annotation
+    if mode == "mount":
+        raise ConfigurationError(
+            f"The input '{context.name}' asks for the mode 'mount', which needs a file system "
+            "driver and its rights on the machine that reads: neither a Dagster process nor a "
+            "Spark pool has them. Use 'download' for local copies, or 'direct' for locations."
+        )
+    if mode not in _MODES:
+        raise ConfigurationError(
+            f"The input '{context.name}' asks for the mode {mode!r}. Use one of: "
+            f"{', '.join(_MODES)}."
+        )
+    is_open = annotation in (Any, object, type(None))
+    # Dagster hands over `list[str]` in another spelling.
+    if not is_open and handlers.handler_for(annotation) is not handlers.handler_for(_MODES[mode]):
+        raise ConfigurationError(
+            f"The input '{context.name}' asks for the mode '{mode}', which gives "
+            f"{_MODES[mode]}, and is annotated {annotation}. Leave one of them out."
+        )
+    return _MODES[mode]
 
 
 def _slot(context: dg.OutputContext) -> Slot:

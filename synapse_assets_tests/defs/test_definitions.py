@@ -67,8 +67,8 @@ def test_column_lineage_leads_to_columns_that_exist(definitions: dg.Definitions)
 def test_loading_the_definitions_loads_no_engine() -> None:
     code = (
         "import sys; from synapse_assets.definitions import defs; defs(); "
-        "heavy = {'azure', 'adlfs', 'deltalake', 'hdfs_native', 'fsspec', 'pandas', 'polars', 'pyarrow', "
-        "'pyspark', 'sklearn', 'matplotlib', 'dagster_azure', 'dagster_pyspark'}; "
+        "heavy = {'azure', 'adlfs', 'deltalake', 'hdfs_native', 'fsspec', 'pandas', 'polars', "
+        "'pyarrow', 'pyspark', 'sklearn', 'matplotlib', 'dagster_azure', 'dagster_pyspark'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
