@@ -1,7 +1,10 @@
-"""The command line: `synapse-assets run`, `sample`, `ui`, and those of `cli_datasets`."""
+"""The command line: `synapse-assets run`, `sample`, `ui`, `doctor`, and those of `cli_datasets`."""
 
 import argparse
+import dataclasses
 import functools
+import json
+import logging
 import os
 import socket
 import sys
@@ -61,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         "--fetch", action="store_true", help="only fetch what they and Spark's driver are made of"
     )
     services.set_defaults(run=_services)
+
+    doctor = commands.add_parser(
+        "doctor", help="say what is right with the deployment, what is not, and what to do"
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead")
+    doctor.set_defaults(run=_doctor)
 
     ui = commands.add_parser("ui", help="open the Dagster UI on this project")
     ui.add_argument("--port", type=int, default=3000, help="port on 127.0.0.1")
@@ -152,6 +161,32 @@ def _services(options: argparse.Namespace) -> int:
     else:
         run_services(say=say)
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from synapse_assets.doctor import Finding, examine
+
+    # What the SDK logs of a failure is in the finding, too.
+    logging.getLogger("azure").setLevel(logging.CRITICAL)
+    marks = {"ok": "ok", "warning": "! ", "failed": "!!", "skipped": "--"}
+    counts = dict.fromkeys(marks, 0)
+    found: list[Finding] = []
+    for finding in examine(deployment=settings.deployment(), home=settings.dagster_home()):
+        found.append(finding)
+        counts[finding.status] += 1
+        if not options.json:
+            print(f"{marks[finding.status]}  {finding.name:<10}  {finding.found}", flush=True)
+            if finding.remedy:
+                print(f"{'':<16}{finding.remedy}", flush=True)
+    if options.json:
+        findings = [dataclasses.asdict(finding) for finding in found]
+        result = {"deployment": settings.deployment(), "counts": counts, "findings": findings}
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        seconds = time.monotonic() - options.started
+        print(f"\n{told} ({seconds:.1f} s)")
+    return 1 if counts["failed"] else 0
 
 
 def _ui(options: argparse.Namespace) -> int:

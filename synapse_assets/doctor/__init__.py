@@ -1,0 +1,26 @@
+"""What is right and what is not for the chosen deployment, each with its remedy.
+
+`check` says what a check is and runs them, `machine` looks at this machine, and `store` at the
+datastore, with `identity`, `clock` and `azure`. Nothing here prints: the command line does.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from synapse_assets.doctor import machine, store
+from synapse_assets.doctor.check import Check, Finding, Status, Subject, run_checks
+
+CHECKS: tuple[Check, ...] = (*machine.CHECKS, *store.CHECKS)
+
+
+def examine(*, deployment: str, home: Path) -> Iterator[Finding]:
+    """Yield what each check finds, as soon as it is found.
+
+    Args:
+        deployment: Name of the deployment.
+        home: Where Dagster keeps its records.
+    """
+    return run_checks(Subject(deployment=deployment, home=home), CHECKS)
+
+
+__all__ = ["CHECKS", "Check", "Finding", "Status", "Subject", "examine", "run_checks"]

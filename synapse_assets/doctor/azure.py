@@ -1,0 +1,90 @@
+"""Checks of Azure storage alone."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from synapse_assets.doctor.check import Finding, Subject, failed, ok, skipped, warning
+from synapse_assets.doctor.clients import first_line, open_container, open_service, reach_remedy
+from synapse_assets.services import CONTAINER, abfs_jars_folder
+from synapse_assets.settings import DATASTORE
+
+if TYPE_CHECKING:
+    from azure.core.exceptions import AzureError
+
+
+def check_container(subject: Subject) -> Finding:
+    """Look whether the container is there, and lists its blobs to us."""
+    from azure.core.exceptions import AzureError
+
+    name = subject.datastore.location.container
+    with open_container(subject.datastore) as container:
+        try:
+            next(iter(container.list_blobs(results_per_page=1)), None)
+        except AzureError as e:
+            return _refused(subject, e)
+    return ok(f"the container '{name}' is there, and may be listed")
+
+
+def check_namespace(subject: Subject) -> Finding:
+    """Ask whether the account has a hierarchical namespace."""
+    from azure.core.exceptions import AzureError
+
+    location = subject.datastore.location
+    with open_service(subject.datastore) as service:
+        try:
+            information: Mapping[str, Any] = service.get_account_information()
+        except AzureError:
+            return skipped(f"this login may not ask the account '{location.account}' for it")
+    if information.get("is_hns_enabled"):
+        return ok(f"the account '{location.account}' has a hierarchical namespace")
+    if location.cloud.name == "emulator":
+        return ok("none, as always with the emulator")
+    return warning(
+        f"the account '{location.account}' has no hierarchical namespace: all but Spark takes it "
+        "as it is, and Spark was tried on such a store with the emulator only",
+        "Use an account with 'Enable hierarchical namespace' for Spark on a Synapse pool; an "
+        "account can be upgraded.",
+    )
+
+
+def check_jars(_: Subject) -> Finding:
+    """Look for the jars of Spark's driver for Azure storage."""
+    folder = abfs_jars_folder()
+    jars = sorted(folder.glob("*.jar"))
+    if jars:
+        return ok(f"Spark's driver for Azure storage: {len(jars)} jars in {folder}")
+    return failed(
+        f"Spark on this machine needs the driver for Azure storage, and it is not in {folder}",
+        "Fetch it once with `synapse-assets services --fetch`.",
+    )
+
+
+def _refused(subject: Subject, error: "AzureError") -> Finding:
+    """Return why a container did not list its blobs, and what to do."""
+    location = subject.datastore.location
+    # Of a known code the SDK makes an enum, and of another one a text.
+    code = getattr(error, "error_code", None)
+    code = str(getattr(code, "value", code) or "")
+    status = getattr(error, "status_code", None)
+    found = f"{subject.datastore.uri()}: {first_line(error)}" + (f" ({code})" if code else "")
+    if code == "ContainerNotFound":
+        own = subject.deployment == "emulated" and location.container == CONTAINER
+        return failed(
+            f"the account '{location.account}' has no container '{location.container}'",
+            "`make services` makes it."
+            if own
+            else f"Create it, or name another one with {DATASTORE}.",
+        )
+    if code in ("AuthenticationFailed", "AuthorizationFailure", "NoAuthenticationInformation"):
+        return failed(
+            found,
+            "Look whether the key or the SAS is of this account, still valid and copied whole; a "
+            "firewall of the account refuses with AuthorizationFailure, too.",
+        )
+    if status in (401, 403):
+        return failed(
+            found,
+            "Give the identity the role 'Storage Blob Data Contributor' on the container (a SAS: "
+            "the rights to read, write, delete, list and create), or open the account's firewall.",
+        )
+    return failed(found, reach_remedy(subject))
