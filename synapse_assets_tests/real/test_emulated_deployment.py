@@ -1,0 +1,68 @@
+"""The whole pipeline from the command line, with every byte on a real service."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from synapse_assets.services import CONTAINER, Azurite, Hdfs
+
+pytestmark = [pytest.mark.services, pytest.mark.spark, pytest.mark.timeout(600)]
+
+ASSETS = ("titanic_input", "titanic_prepared", "titanic_quarantined", "survival_model")
+
+
+@pytest.fixture(params=["azurite", "hdfs"])
+def environment(
+    request: pytest.FixtureRequest, tmp_path: Path, spark_abfs_jars: list[Path]
+) -> Mapping[str, str]:
+    service: Azurite | Hdfs = request.getfixturevalue(request.param)
+    environment = {
+        **os.environ,
+        "SYNAPSE_ASSETS_DEPLOYMENT": "emulated",
+        "SYNAPSE_ASSETS_CACHE": str(tmp_path / "cache"),
+        "DAGSTER_HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path),
+    }
+    if isinstance(service, Azurite):
+        service.create_container(CONTAINER)
+        return {**environment, "SYNAPSE_ASSETS_AZURITE": service.endpoint}
+    return {**environment, "SYNAPSE_ASSETS_DATASTORE": f"{service.url}/{tmp_path.name}"}
+
+
+def call(*arguments: str, environment: Mapping[str, str]) -> str:
+    command = [sys.executable, "-c", "from synapse_assets.cli import main; main()", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def test_pipeline_runs_on_the_service_and_is_kept_there(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    source = tmp_path / "arrival one.csv"
+    call("sample", "--rows", "600", "--out", str(source), environment=environment)
+    first = call("run", "--input", str(source), environment=environment)
+    assert "check rows_are_conserved passed: 600 rows in = " in first
+    scheme = "hdfs" if "SYNAPSE_ASSETS_DATASTORE" in environment else "abfs"
+    for asset in ASSETS:
+        assert re.search(rf"^{asset} +0 .* {scheme}://\S+/{asset}$", first, re.MULTILINE)
+    assert re.search(r"Cross-validated accuracy: 0\.[6-9]\d\d", first)
+
+    second = call("run", "--input", str(source), environment=environment)
+    assert second.count("up to date") == len(ASSETS)
+
+    versions = call("versions", "titanic_prepared", environment=environment)
+    assert "600" in versions
+    doctor = json.loads(call("doctor", "--json", environment=environment))
+    assert doctor["counts"]["failed"] == 0
+    # Nothing of the data lies on this machine, beside Dagster's records and the copies.
+    kept = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.parquet")}
+    assert kept == set()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("synapse-assets-")]
