@@ -113,6 +113,7 @@ def _run(options: argparse.Namespace) -> int:
     from synapse_assets.definitions import defs
 
     home = settings.dagster_home()
+    _require_datastore(home)
     log_file = home / "logs" / f"run-{time.strftime('%Y%m%d-%H%M%S')}.log"
     console = Console(log_file, started=options.started)
     with (
@@ -150,6 +151,15 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     console.say("Next: `make ui` shows the lineage, the plots and the logs in your browser.")
     return 0
+
+
+def _require_datastore(home: Path) -> None:
+    """Look whether a datastore elsewhere answers; a folder of this machine is found out at once."""
+    if settings.deployment() == "local" and "://" not in os.environ.get(settings.DATASTORE, ""):
+        return
+    from synapse_assets.doctor import require_reachable
+
+    require_reachable(deployment=settings.deployment(), home=home)
 
 
 def _services(options: argparse.Namespace) -> int:
@@ -206,6 +216,7 @@ def _ui(options: argparse.Namespace) -> int:
     from synapse_assets import pipeline
 
     home = settings.dagster_home()
+    _require_datastore(home)
     with (
         pipeline.open_instance(home) as instance,
         pipeline.open_datastore(instance, settings.deployment()) as datastore,

@@ -177,3 +177,28 @@ def test_real_titanic_reaches_the_accuracy(environment: dict[str, str], tmp_path
     accuracy = re.search(r"Cross-validated accuracy: (0\.\d+)", result.stdout)
     assert accuracy is not None
     assert float(accuracy[1]) >= 0.82
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SYNAPSE_ASSETS_AZURITE", "http://127.0.0.1:{}/devstoreaccount1"),
+        ("SYNAPSE_ASSETS_DATASTORE", "hdfs://127.0.0.1:{}/x"),
+    ],
+)
+def test_service_that_is_not_there_is_one_line_before_any_work(
+    environment: dict[str, str], tmp_path: Path, name: str, value: str
+) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text(HEADER)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        del environment["SYNAPSE_ASSETS_DATASTORE"]
+        environment |= {
+            "SYNAPSE_ASSETS_DEPLOYMENT": "emulated",
+            name: value.format(closed.getsockname()[1]),
+        }
+        message = line_on_stderr(call("run", "--input", str(source), environment=environment))
+    assert "does not answer" in message
+    assert "make services" in message
+    assert not (tmp_path / "dagster_home" / "history").exists()

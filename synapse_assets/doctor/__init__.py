@@ -9,6 +9,9 @@ from pathlib import Path
 
 from synapse_assets.doctor import machine, store
 from synapse_assets.doctor.check import Check, Finding, Status, Subject, run_checks
+from synapse_assets.errors import ConfigurationError
+
+_BEFORE_A_RUN = ("deployment", "location", "login", "reach")
 
 CHECKS: tuple[Check, ...] = (*machine.CHECKS, *store.CHECKS)
 
@@ -23,4 +26,25 @@ def examine(*, deployment: str, home: Path) -> Iterator[Finding]:
     return run_checks(Subject(deployment=deployment, home=home), CHECKS)
 
 
-__all__ = ["CHECKS", "Check", "Finding", "Status", "Subject", "examine", "run_checks"]
+def require_reachable(*, deployment: str, home: Path) -> None:
+    """Return if the datastore answers, so that a run need not find out after all its retries.
+
+    Raises:
+        ConfigurationError: It does not answer, or is not set up as it must be.
+    """
+    subject = Subject(deployment=deployment, home=home)
+    for finding in run_checks(subject, [c for c in store.CHECKS if c.name in _BEFORE_A_RUN]):
+        if finding.status == "failed":
+            raise ConfigurationError(f"{finding.found}. {finding.remedy}")
+
+
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Finding",
+    "Status",
+    "Subject",
+    "examine",
+    "require_reachable",
+    "run_checks",
+]

@@ -1,5 +1,6 @@
 """What a check is, and running them: each within its time, and none stopped by another."""
 
+import contextlib
 import functools
 import os
 import re
@@ -128,6 +129,9 @@ def skipped(found: str) -> Finding:
 
 def run_checks(subject: Subject, checks: Sequence[Check]) -> Iterator[Finding]:
     """Yield what each check finds that is for the subject's kind of store."""
+    # Opened here for all checks: Dagster's part of it must not be left to a thread that ends.
+    with contextlib.suppress(ConfigurationError):
+        _ = subject.datastore
     causes: dict[str, str] = {}
     late: list[threading.Thread] = []
     for check in checks:
