@@ -68,6 +68,10 @@ format: $(VENV)/.installed-dev ## Format the code and mend what ruff can mend
 bench: $(VENV)/.installed-dev ## Measure against plain scripts and plain Dagster (minutes to hours)
 	$(BIN)/python -m benchmarks.run
 
+.PHONY: bench-storage
+bench-storage: $(VENV)/.installed-dev ## Measure the datastore against the raw libraries, on Azurite and a folder
+	$(BIN)/python -m benchmarks.storage $(BENCH_ARGS)
+
 .PHONY: lock
 lock: ## Resolve the dependencies anew (maintainers; needs uv, UV=path/to/uv)
 	@UV="$(UV)" .ci/lock $(LOCK_ARGS)
