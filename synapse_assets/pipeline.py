@@ -34,12 +34,11 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 
 from synapse_assets.console import Summary
 from synapse_assets.datasets.description import describe
-from synapse_assets.datasets.downloads import sha256_of
 from synapse_assets.datasets.landing import find_arrival, list_arrivals
 from synapse_assets.datasets.table import resolve
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
-from synapse_assets.datastore.storage import Storage
+from synapse_assets.datastore.storage import Storage, sha256_of
 from synapse_assets.defs.resources import resources_of
 from synapse_assets.defs.titanic.assets import ARRIVALS_NAME, LANDING_FOLDER, titanic_pipeline
 from synapse_assets.defs.titanic.sensors import observe

@@ -7,16 +7,15 @@ cache never takes a file from somebody who reads it.
 import atexit
 import contextlib
 import functools
-import hashlib
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from synapse_assets.datastore.storage import Storage
+from synapse_assets.datastore.storage import Storage, for_each_file, replacing
 from synapse_assets.errors import StorageError
 
 # Environment variable: folder that keeps copies, and how many bytes of them.
@@ -24,7 +23,6 @@ CACHE = "SYNAPSE_ASSETS_CACHE"
 CACHE_BYTES = "SYNAPSE_ASSETS_CACHE_BYTES"
 
 _DEFAULT_CACHE_BYTES = 10 << 30
-_CHUNK_BYTES = 1 << 20
 
 
 def download(uri: str, file: Mapping[str, Any], storage: Storage) -> Path:
@@ -38,6 +36,27 @@ def download(uri: str, file: Mapping[str, Any], storage: Storage) -> Path:
     Raises:
         StorageError: The file is gone, or its content is not what was committed.
     """
+    return download_all([(uri, file)], storage)[0]
+
+
+def download_all(files: Iterable[tuple[str, Mapping[str, Any]]], storage: Storage) -> list[Path]:
+    """Return local copies of stored files, in order; several are fetched at a time.
+
+    Args:
+        files: Where each file lies, and what its dataset's entries say of it.
+        storage: The store.
+
+    Raises:
+        StorageError: A file is gone, or its content is not what was committed.
+    """
+    try:
+        return for_each_file(lambda item: _copy(*item, storage), files)
+    finally:
+        # Once for all of them: it looks at each file in the cache.
+        _clean(_cache())
+
+
+def _copy(uri: str, file: Mapping[str, Any], storage: Storage) -> Path:
     copy = _folder() / uuid.uuid4().hex / str(file["name"]).rpartition("/")[2]
     copy.parent.mkdir()
     sha256 = file["sha256"]
@@ -50,8 +69,7 @@ def download(uri: str, file: Mapping[str, Any], storage: Storage) -> Path:
         _link(cached, copy)
         os.utime(cached)
         return copy
-    _fetch(uri, copy, storage)
-    found = sha256_of(copy)
+    found = _fetch(uri, copy, storage)
     if found != sha256:
         copy.unlink()
         raise StorageError(
@@ -59,25 +77,16 @@ def download(uri: str, file: Mapping[str, Any], storage: Storage) -> Path:
             "written. Somebody changed it: materialize the asset again, or restore an older "
             "version."
         )
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
+    # The copy is there: it is of use even if the cache is full, or may not be written.
+    with contextlib.suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
         _link(copy, cached)
-    _clean(cached.parent)
     return copy
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file's content in hexadecimal; memory does not grow with the file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _fetch(uri: str, path: Path, storage: Storage) -> None:
+def _fetch(uri: str, path: Path, storage: Storage) -> str:
     try:
-        storage.download(uri, path)
+        return storage.download(uri, path)
     except FileNotFoundError as e:
         raise StorageError(
             f"{uri} is gone: its version was vacuumed, or somebody removed the file. Materialize "
@@ -105,16 +114,15 @@ def _link(source: Path, target: Path) -> None:
     except (FileExistsError, FileNotFoundError):
         raise
     except OSError:
-        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        with replacing(target) as partial:
+            shutil.copyfile(source, partial)
 
 
 def _clean(cache: Path) -> None:
     """Remove what was not used for longest until the cache is within its limit."""
     limit = int(os.environ.get(CACHE_BYTES) or _DEFAULT_CACHE_BYTES)
     kept = []
-    for path in cache.iterdir():
+    for path in cache.iterdir() if cache.is_dir() else ():
         # Another process may be cleaning, too.
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()

@@ -3,12 +3,14 @@
 import io
 import json
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from synapse_assets.datasets.attempt import StagedDataset
 from synapse_assets.datasets.version import DataFile
 from synapse_assets.datastore import Datastore
+from synapse_assets.datastore.storage import Storage
+from synapse_assets.errors import StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +58,6 @@ def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[D
     import pyarrow.parquet as pq
 
     storage = datastore.storage()
-    filesystem = storage.arrow_filesystem()
     entries = [
         DataFile(
             path=row["path"],
@@ -68,10 +69,23 @@ def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[D
             properties={item["key"]: item["value"] for item in row["properties"]},
         )
         for file in files
-        for row in pq.ParquetFile(storage.arrow_path(f"{uri}/{file.path}"), filesystem=filesystem)
-        .read()
-        .to_pylist()
+        for row in pq.ParquetFile(_content(f"{uri}/{file.path}", storage)).read().to_pylist()
     ]
+    return in_order(entries)
+
+
+def _content(uri: str, storage: Storage) -> io.BytesIO:
+    content = storage.read_bytes(uri)
+    if content is None:
+        raise StorageError(
+            f"{uri}, which lists the files of a version, is gone: the version was vacuumed, or "
+            "somebody removed it. Materialize the asset again, or use another version."
+        )
+    return io.BytesIO(content)
+
+
+def in_order(entries: Iterable[DataFile]) -> list[DataFile]:
+    """Return entries by partition and name."""
     return sorted(entries, key=lambda entry: (entry.partition or "", entry.name or ""))
 
 

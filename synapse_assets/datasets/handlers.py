@@ -14,13 +14,20 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 from urllib.parse import quote
 
-from synapse_assets.datasets.downloads import download, sha256_of
-from synapse_assets.datastore.storage import LocalStorage, Storage, StoredFile
+from synapse_assets.datasets.downloads import download_all
+from synapse_assets.datastore.storage import (
+    LocalStorage,
+    Storage,
+    StoredFile,
+    for_each_file,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +40,8 @@ FileRecord = dict[str, Any]
 # 255 bytes is the limit of a path component on most file systems and on HDFS; of a longer name
 # the rest is replaced by a hash.
 _MAX_FOLDER_NAME = 180
+# A smaller file is hashed before it is stored, a larger one meanwhile.
+_HASHED_ASIDE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -345,11 +354,12 @@ class _Files(TypeHandler):
         _require_kind(reference, "FileDataset")
         folder = _temporary_folder(reference)
         many = len({file["partition"] for file in reference["files"]}) > 1
-        for file in reference["files"]:
+        local_paths = _local_paths(reference, access.storage)
+        for file, local_path in zip(reference["files"], local_paths, strict=True):
             partition = folder_name(file["partition"]) if many else ""
             path = folder / partition / file["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(_local(reference, file, access.storage))
+            path.symlink_to(local_path)
         return folder
 
     def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
@@ -362,10 +372,10 @@ class _Files(TypeHandler):
         names = {path: path.relative_to(source).as_posix() for path in _walk(source)}
         if source.is_file():
             names = {source: source.name}
-        return [
-            _store(path, name=name, target=target, storage=access.storage)
-            for path, name in names.items()
-        ]
+        return for_each_file(
+            lambda item: _store(item[0], name=item[1], target=target, storage=access.storage),
+            names.items(),
+        )
 
 
 class _FilePaths(_Files):
@@ -373,7 +383,7 @@ class _FilePaths(_Files):
 
     def load(self, reference: Reference, access: Access) -> Any:
         _require_kind(reference, "FileDataset")
-        return [_local(reference, file, access.storage) for file in reference["files"]]
+        return _local_paths(reference, access.storage)
 
 
 class _FileUris(_Files):
@@ -394,10 +404,12 @@ def output_folder(target: Target, storage: Storage) -> Path:
     return Path(tempfile.mkdtemp(prefix="output-"))
 
 
-def _local(reference: Reference, file: Mapping[str, Any], storage: Storage) -> Path:
-    """Return a local path of a file: itself where it is stored here, else a copy."""
-    uri = _absolute(reference, file)
-    return Path(uri) if isinstance(storage, LocalStorage) else download(uri, file, storage)
+def _local_paths(reference: Reference, storage: Storage) -> list[Path]:
+    """Return a local path of each file: itself where it is stored here, else a copy."""
+    files = [(_absolute(reference, file), file) for file in reference["files"]]
+    if isinstance(storage, LocalStorage):
+        return [Path(uri) for uri, _ in files]
+    return download_all(files, storage)
 
 
 def _temporary_folder(reference: Reference) -> Path:
@@ -407,7 +419,9 @@ def _temporary_folder(reference: Reference) -> Path:
 
 
 def _absolute(reference: Reference, file: Mapping[str, Any]) -> str:
-    return f"{reference['uri']}/{file['path']}"
+    path = str(file["path"])
+    is_outside = path.startswith("/") or "://" in path
+    return path if is_outside else f"{reference['uri']}/{path}"
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -416,9 +430,14 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _store(path: Path, *, name: str, target: Target, storage: Storage) -> FileRecord:
     relative = f"{target.files_folder}/{name}"
-    # Hashed before it is handed over: what arrives has to be this.
-    sha256 = sha256_of(path)
-    stored = storage.upload(path, f"{target.uri}/{relative}")
+    if path.stat().st_size < _HASHED_ASIDE_BYTES:
+        sha256 = sha256_of(path)
+        stored = storage.upload(path, f"{target.uri}/{relative}")
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(sha256_of, path)
+            stored = storage.upload(path, f"{target.uri}/{relative}")
+            sha256 = hashing.result()
     return {
         "path": relative,
         "size": stored.size,

@@ -45,8 +45,15 @@ class Footer:
     stats: str
 
 
-def read_footers(paths: Sequence[str], *, filesystem: "pyarrow.fs.FileSystem") -> Iterator[Footer]:
+def read_footers(
+    paths: Sequence[str], *, filesystem: "pyarrow.fs.FileSystem", root: str = ""
+) -> Iterator[Footer]:
     """Read the footers of `paths`, in order and several at a time.
+
+    Args:
+        paths: Paths on the file system.
+        filesystem: Where they lie.
+        root: What a message puts before them.
 
     Raises:
         StagedFilesError: A file is missing, or is not Parquet.
@@ -59,8 +66,10 @@ def read_footers(paths: Sequence[str], *, filesystem: "pyarrow.fs.FileSystem") -
         try:
             metadata = pq.read_metadata(path, filesystem=filesystem)
         except (OSError, pa.ArrowInvalid) as e:
+            problem = str(e).strip().partition("\n")[0].rstrip(".")
             raise StagedFilesError(
-                f"Cannot read the Parquet footer of {path}: {e}. Run the step again: "
+                f"Cannot read the Parquet footer of {root and f'{root}/'}{path}: {problem}. "
+                "Run the step again: "
                 "its files were removed or damaged after it wrote them."
             ) from e
         stats = json.dumps(_delta_stats(metadata))

@@ -5,25 +5,30 @@ a small Delta table of file entries (`file_entries`), so that both kinds have on
 to pin and to travel in time. See https://github.com/delta-io/delta/blob/master/PROTOCOL.md.
 """
 
+import json
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from synapse_assets.datasets import file_entries
 from synapse_assets.datasets.attempt import StagedDataset
-from synapse_assets.datasets.parquet import LARGEST_FLOATS, read_footers
+from synapse_assets.datasets.parquet import LARGEST_FLOATS, Footer, read_footers
 from synapse_assets.datasets.schema import check_protocol, delta_schema, evolve_schema, kind_of
 from synapse_assets.datasets.slot import Slot, dataset_uri
 from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import (
     CommitConflictError,
+    DatasetError,
     DatasetNotFoundError,
     PartitionNotFoundError,
     StagedFilesError,
+    StorageError,
     UnsupportedTableError,
 )
 
@@ -35,7 +40,25 @@ if TYPE_CHECKING:
 # What the log says of a commit, beside its attempt: the size of the files that it brought.
 SIZE = "size_bytes"
 
+# Every so many versions a checkpoint sums up the log. Whoever opens the table reads each entry
+# since then, so it is as often as Spark does it, and not as seldom as deltalake does by default.
+_CHECKPOINT_INTERVAL = 10
+# To look through all of the log for what has expired is half of what a commit to a table of a
+# thousand versions costs.
+_CLEANUP_INTERVAL = 100
+
+# What the Delta library says goes over many lines, in colours, with queries of URLs, and ends with
+# the service's answer or with a backtrace.
+_ORNAMENTS = re.compile(r"\x1b\[[0-9;]*m|↳|\?[a-z]+=\S+|<\?xml.*|\n\s*0: <unknown>.*", re.DOTALL)
+_CODE = re.compile("<Code>([A-Za-z]+)</Code>")
+_MAX_PROBLEM = 400
+# So many entries of the log are looked through for the one that is damaged.
+_MAX_ENTRIES = 200
+
+_ENTRY = re.compile(r"\d{20}\.json")
+
 _MAX_TRIES = 12
+_MAX_TROUBLED_TRIES = 2
 _FIRST_WAIT_SECONDS = 0.05
 _MAX_WAIT_SECONDS = 2.0
 
@@ -155,17 +178,19 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
         SchemaChangedError: The columns would change and the slot does not allow it.
         UnsupportedTableError: The oldest supported reader could not read the result.
         CommitConflictError: Other writers kept winning.
+        StorageError: The store could not be reached, or refused; the same attempt may be committed
+            again, whether or not this commit arrived.
     """
-    from deltalake import CommitProperties, Transaction
+    from deltalake import CommitProperties, PostCommitHookProperties, Transaction
     from deltalake.exceptions import CommitFailedError
     from deltalake.transaction import create_table_with_add_actions
 
     uri = dataset_uri(datastore, slot.name)
     _check_files(datastore, uri, staged)
     app_id = f"{slot.name}/{staged.attempt}"
-    new: tuple[Schema, list[AddAction]] | None = None
-    conflict: CommitFailedError | None = None
-    for _ in tries():
+    new: _Content | None = None
+    conflict: Exception | None = None
+    for number in tries():
         table = open_table(datastore, uri)
         if table is not None:
             made = table.transaction_version(app_id)
@@ -174,7 +199,7 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
             check_protocol(table, uri)
         if new is None:
             new = _new_content(datastore, uri, staged, slot)
-        schema, adds = new
+        schema = new.schema
         version = 0 if table is None else table.version() + 1
         properties = CommitProperties(
             custom_metadata={
@@ -193,31 +218,58 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
                 create_table_with_add_actions(
                     datastore.delta_uri(uri),
                     schema,
-                    adds,
+                    new.adds,
                     mode="error",
                     partition_by=slot.partition_columns,
                     name=slot.name,
                     description=staged.kind,
+                    configuration={"delta.checkpointInterval": str(_CHECKPOINT_INTERVAL)},
                     storage_options=datastore.delta_storage_options(),
                     commit_properties=properties,
                 )
             else:
+                schema = evolve_schema(table, schema, kind=staged.kind, slot=slot)
                 table.create_write_transaction(
-                    [*adds],
+                    [*new.adds],
                     mode="overwrite",
-                    schema=evolve_schema(table, schema, kind=staged.kind, slot=slot),
+                    schema=schema,
                     partition_by=slot.partition_columns,
                     partition_filters=_partition_filter(slot),
                     commit_properties=properties,
+                    post_commithook_properties=PostCommitHookProperties(
+                        # None: as the table's own properties say.
+                        cleanup_expired_logs=None if version % _CLEANUP_INTERVAL == 0 else False
+                    ),
                 )
         except CommitFailedError as e:
             conflict = e
-        except Exception:
-            # Creating a table that another writer has just created fails with a bare error.
-            if table is not None or open_table(datastore, uri) is None:
-                raise
+        except DatasetError:
+            raise
+        except Exception as e:
+            # The commit may have arrived, and its answer not.
+            now = open_table(datastore, uri)
+            made = None if now is None else now.transaction_version(app_id)
+            if made is not None:
+                return resolve(datastore, slot.name, version=made, partitions=_only(slot))
+            # Creating a table that another writer has just created fails with a bare error. Other
+            # trouble may pass: the library itself does not repeat a write that may have arrived.
+            is_new = table is None and now is not None
+            is_passing = isinstance(e, OSError) and number < _MAX_TROUBLED_TRIES
+            if not is_new and not is_passing:
+                with explained("commit to", uri):
+                    raise
+            conflict = e
         else:
-            return resolve(datastore, slot.name, version=version, partitions=_only(slot))
+            # What `resolve` would return, without reading back what was just written.
+            return DatasetVersion(
+                name=slot.name,
+                uri=uri,
+                kind=staged.kind,
+                version=version,
+                files=new.files,
+                schema=schema.to_json() if staged.kind == "TabularDataset" else None,
+                partition_by=slot.partition_by,
+            )
     raise conflict_error(slot.name, uri) from conflict
 
 
@@ -260,25 +312,113 @@ def open_table(
 
     Raises:
         DatasetNotFoundError: There is a table, and it does not have the version.
+        StorageError: The store could not be reached, or refused, or the log is damaged.
     """
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
     options = datastore.delta_storage_options()
     try:
-        return DeltaTable(datastore.delta_uri(uri), version=version, storage_options=options)
-    except DeltaError as e:
-        if version is None:
-            if isinstance(e, TableNotFoundError):
-                return None
+        with explained("open", uri):
+            table = DeltaTable(datastore.delta_uri(uri), version=version, storage_options=options)
+    except StorageError as e:
+        # The rest is trouble with the store.
+        if not isinstance(e.__cause__, DeltaError):
             raise
+        damaged = _damaged_entry(datastore, uri)
+        if damaged is not None:
+            raise _damage(damaged, uri, version) from e
+        if version is None:
+            raise
+        raise _no_such_version(version, uri, e.__cause__) from e
+    except TableNotFoundError as e:
         # The log of a version that is older than all that is kept of it is "not found", too.
-        if isinstance(e, TableNotFoundError) and open_table(datastore, uri) is None:
-            return None
-        raise DatasetNotFoundError(
-            f"Version {version} of the dataset at {uri} cannot be read: {e}. "
-            "It never existed, or was vacuumed."
+        if version is not None and open_table(datastore, uri) is not None:
+            raise _no_such_version(version, uri, e) from e
+        # Also what the library says where there is not even a container.
+        datastore.storage().stat(uri)
+        return None
+    # The library takes an empty entry for a commit that changed nothing.
+    newest = f"{table.version():020}.json"
+    stored = datastore.storage().stat(f"{uri}/_delta_log/{newest}")
+    if stored is not None and stored.size == 0:
+        raise _damage(newest, uri, version)
+    return table
+
+
+def _no_such_version(version: int, uri: str, error: Exception) -> DatasetNotFoundError:
+    return DatasetNotFoundError(
+        f"Version {version} of the dataset at {uri} cannot be read: {_problem(error)}. "
+        "It never existed, or was vacuumed."
+    )
+
+
+def _damaged_entry(datastore: Datastore, uri: str) -> str | None:
+    """Return the oldest of the newest entries of a log that is not whole, None if all are."""
+    storage = datastore.storage()
+    entries = [f.path for f in storage.list_files(f"{uri}/_delta_log") if _ENTRY.fullmatch(f.path)]
+    for name in entries[-_MAX_ENTRIES:]:
+        content = storage.read_bytes(f"{uri}/_delta_log/{name}")
+        try:
+            lines = [json.loads(line) for line in (content or b"").splitlines()]
+        except ValueError:
+            lines = []
+        if not lines:
+            return name
+    return None
+
+
+def _damage(entry: str, uri: str, version: int | None) -> StorageError:
+    asked = "the newest version" if version is None else f"version {version}"
+    return StorageError(
+        f"Could not open {asked} of the Delta table at {uri}: the entry _delta_log/{entry} of its "
+        "log is damaged (empty, cut off, or not JSON). Older versions can still be read. Bring the "
+        "entry back from a backup; or, if it is the newest, remove it and run again what it "
+        "committed."
+    )
+
+
+@contextmanager
+def explained(operation: str, uri: str) -> Iterator[None]:
+    """Raise what the Delta library raises as a StorageError that says what, where, and the remedy.
+
+    What the caller tells apart goes through: that there is no table, and that another commit won.
+    """
+    from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+    try:
+        yield
+    except (StorageError, CommitFailedError, TableNotFoundError):
+        raise
+    except (DeltaError, OSError) as e:
+        problem = _problem(e)
+        raise StorageError(
+            f"Could not {operation} the Delta table at {uri}: {problem}. {_remedy(str(e))}"
         ) from e
+
+
+def _problem(error: Exception) -> str:
+    """Return what an error of the Delta library says, on one line."""
+    said = str(error)
+    lines = [*_ORNAMENTS.sub("", said).splitlines(), *_CODE.findall(said)[:1]]
+    text = ": ".join(line for line in (line.strip(" .:") for line in lines) if line)
+    return text if len(text) <= _MAX_PROBLEM else f"{text[:_MAX_PROBLEM]}…"
+
+
+def _remedy(text: str) -> str:
+    """Return what to do about an error, by what the Delta library says; it has no codes."""
+    if "ContainerNotFound" in text:
+        return "Create the container, or choose another root."
+    if "403 Forbidden" in text or "ermission denied" in text:
+        return "Give the identity in use the right to read and write there."
+    if "401 Unauthorized" in text or "AuthenticationFailed" in text:
+        return "Look whether the datastore's credential is the right one and still valid."
+    if "No space left" in text or "File too large" in text:
+        return "Make room on the disk, or choose another place, and run it again."
+    return (
+        "Look whether the store is up and this machine reaches it, and run it again: nothing that "
+        "was committed is lost or doubled by it."
+    )
 
 
 def _add_actions(table: "DeltaTable") -> "pa.Table":
@@ -286,16 +426,17 @@ def _add_actions(table: "DeltaTable") -> "pa.Table":
     import pyarrow as pa
 
     # `pa.table` would do the same, and import pandas for it.
-    return pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all()
+    with explained("read", table.table_uri):
+        return pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all()
 
 
 def parquet_files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:
-    """Return the table's Parquet files, from its log alone."""
+    """Return the table's Parquet files, sorted by path, from its log alone."""
     partition = f"partition.{partition_by}"
     columns = ["path", "size_bytes", "num_records"]
     if partition_by is not None:
         columns.append(partition)
-    return [
+    files = [
         DataFile(
             path=unquote(row["path"]),
             size=row["size_bytes"],
@@ -304,6 +445,7 @@ def parquet_files(table: "DeltaTable", partition_by: str | None) -> list[DataFil
         )
         for row in _add_actions(table).select(columns).to_pylist()
     ]
+    return sorted(files, key=lambda file: file.path)
 
 
 def _check_files(datastore: Datastore, uri: str, staged: StagedDataset) -> None:
@@ -325,10 +467,17 @@ def _check_files(datastore: Datastore, uri: str, staged: StagedDataset) -> None:
         )
 
 
-def _new_content(
-    datastore: Datastore, uri: str, staged: StagedDataset, slot: Slot
-) -> "tuple[Schema, list[AddAction]]":
-    """Return the schema and the add actions of the staged files."""
+@dataclass(frozen=True)
+class _Content:
+    """Staged files as a commit takes them, and as a reference to its version lists them."""
+
+    schema: "Schema"
+    adds: "list[AddAction]"
+    files: tuple[DataFile, ...]
+
+
+def _new_content(datastore: Datastore, uri: str, staged: StagedDataset, slot: Slot) -> _Content:
+    """Return the schema, the add actions and the reference's files of the staged files."""
     from deltalake.transaction import AddAction
 
     files: Sequence[DataFile] = staged.files
@@ -339,9 +488,7 @@ def _new_content(
             f"Attempt {staged.attempt} wrote no Parquet file for '{slot.name}'. An empty table "
             "is one file without rows; return an empty frame instead of nothing."
         )
-    storage = datastore.storage()
-    paths = [storage.arrow_path(f"{uri}/{file.path}") for file in files]
-    footers = list(read_footers(paths, filesystem=storage.arrow_filesystem()))
+    footers = _read_footers(datastore, uri, files)
     for file, footer in zip(files, footers, strict=True):
         if not footer.schema.names:
             raise UnsupportedTableError(
@@ -371,7 +518,41 @@ def _new_content(
         AddAction(file.path, file.size, values, now, True, footer.stats)
         for file, footer in zip(files, footers, strict=True)
     ]
-    return delta_schema(footers[0].schema, slot), adds
+    if staged.kind == "FileDataset":
+        own = file_entries.in_order(
+            replace(file, partition=slot.partition) for file in staged.files
+        )
+    else:
+        own = sorted(
+            (
+                DataFile(file.path, file.size, rows=footer.rows, partition=slot.partition)
+                for file, footer in zip(files, footers, strict=True)
+            ),
+            key=lambda file: file.path,
+        )
+    return _Content(delta_schema(footers[0].schema, slot), adds, tuple(own))
+
+
+def _read_footers(datastore: Datastore, uri: str, files: Sequence[DataFile]) -> list[Footer]:
+    from deltalake.fs import DeltaStorageHandler
+    from pyarrow.fs import PyFileSystem
+
+    # Delta's own file system takes sizes that are known, so that a footer is one request; and it
+    # works outside of Python, where ten thousand requests would take minutes.
+    sizes = {file.path: file.size for file in files}
+    handler = DeltaStorageHandler(
+        datastore.delta_uri(uri), datastore.delta_storage_options(), sizes
+    )
+    paths = [file.path for file in files]
+    try:
+        return list(read_footers(paths, filesystem=PyFileSystem(handler), root=uri))
+    except StagedFilesError as e:
+        cause = e.__cause__
+        # What the library calls "Generic" is trouble with the store, and not with the files.
+        if isinstance(cause, OSError) and "Generic " in str(cause):
+            with explained("read the staged files of", uri):
+                raise cause from None
+        raise
 
 
 def _partition_filter(slot: Slot) -> list[tuple[str, str, str]] | None:

@@ -2,9 +2,15 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from synapse_assets.datastore.storage import Storage, StoredFile, replacing
 from synapse_assets.errors import StorageError
@@ -13,18 +19,24 @@ if TYPE_CHECKING:
     import pyarrow.fs
     from azure.core.credentials import TokenCredential
     from azure.core.credentials_async import AsyncTokenCredential
-    from azure.storage.blob import BlobServiceClient, ContainerClient
+    from azure.storage.blob import BlobClient, BlobServiceClient, ContainerClient
     from fsspec import AbstractFileSystem
 
-# Of each of these, the SDK waits about 1, 3, 5, 9 and 17 seconds between its tries.
+# Of each kind of trouble. Between the tries it waits 1, 2, 4, 8 and 8 seconds, or longer if the
+# service says so.
 _RETRIES = 5
-_FIRST_BACKOFF_SECONDS = 1
-_BACKOFF_BASE = 2
+_MAX_BACKOFF_SECONDS = 8
+_MAX_RETRY_AFTER_SECONDS = 30
 _CONNECTION_SECONDS = 10
-_READ_SECONDS = 60
+_READ_SECONDS = 30
 # A large blob goes over several connections; each holds a block or two in memory.
 _CONNECTIONS = 4
 _BLOCK_BYTES = 8 << 20
+# What one request brings of the rest of a large blob: the SDK holds it two or three times.
+_RANGE_BYTES = 4 << 20
+# The SDK takes an answer out of its connection in pieces of this size, by default of 4 KiB.
+_PIECE_BYTES = 256 << 10
+_TOO_MANY_REQUESTS = 429
 _FOLDER_KEYS = ("hdi_isfolder", "Hdi_isfolder")
 
 
@@ -52,11 +64,13 @@ class BlobStorage(Storage):
         self._options = dict(options)
         self._credential = credential
         self._make_async_credential = make_async_credential
+        # Large blobs take turns: together their blocks would take any amount of memory.
+        self._large = threading.Lock()
 
     def read_bytes(self, uri: str) -> bytes | None:
         """Return the content of a blob, None if there is none."""
         with self._explained("read", uri):
-            blob = self._client.get_blob_client(self._name(uri))
+            blob = self.container_client.get_blob_client(self._name(uri))
             with _NoBlob():
                 return bytes(blob.download_blob(max_concurrency=_CONNECTIONS).readall())
         return None
@@ -64,19 +78,19 @@ class BlobStorage(Storage):
     def write_atomically(self, uri: str, content: bytes) -> None:
         """Put one blob: a put is atomic."""
         with self._explained("write", uri):
-            self._client.upload_blob(self._name(uri), content, overwrite=True)
+            self.container_client.upload_blob(self._name(uri), content, overwrite=True)
 
     def write_once(self, uri: str, content: bytes) -> None:
         """Put a blob with If-None-Match, so that only one of several writers puts it."""
         from azure.core.exceptions import ResourceExistsError
 
         with self._explained("write", uri), contextlib.suppress(ResourceExistsError):
-            self._client.upload_blob(self._name(uri), content, overwrite=False)
+            self.container_client.upload_blob(self._name(uri), content, overwrite=False)
 
     def remove(self, uri: str) -> None:
         """Remove the blob at `uri`, if there is one."""
         with self._explained("remove", uri), _NoBlob():
-            self._client.delete_blob(self._name(uri))
+            self.container_client.delete_blob(self._name(uri))
 
     def list_files(self, uri: str) -> list[StoredFile]:
         """Return all blobs below a folder, sorted by path."""
@@ -84,7 +98,7 @@ class BlobStorage(Storage):
         with self._explained("list", uri):
             found = [
                 _stored(blob, path=str(blob.name).removeprefix(prefix))
-                for blob in self._client.list_blobs(prefix, include=["metadata"])
+                for blob in self.container_client.list_blobs(prefix, include=["metadata"])
                 if not _is_folder(blob.metadata)
             ]
         return sorted(found, key=lambda file: file.path)
@@ -92,7 +106,7 @@ class BlobStorage(Storage):
     def stat(self, uri: str) -> StoredFile | None:
         """Return what the store knows of one blob, None if there is none."""
         with self._explained("look at", uri), _NoBlob():
-            found = self._client.get_blob_client(self._name(uri)).get_blob_properties()
+            found = self.container_client.get_blob_client(self._name(uri)).get_blob_properties()
             if not _is_folder(found.metadata):
                 return _stored(found, path=uri.rpartition("/")[2])
         return None
@@ -100,8 +114,9 @@ class BlobStorage(Storage):
     def upload(self, path: Path, uri: str) -> StoredFile:
         """Copy a local file to a blob, in blocks."""
         size = path.stat().st_size
-        with self._explained("write", uri), path.open("rb") as stream:
-            blob = self._client.get_blob_client(self._name(uri))
+        turn = self._large if size > _BLOCK_BYTES else contextlib.nullcontext()
+        with self._explained("write", uri), turn, path.open("rb") as stream:
+            blob = self.container_client.get_blob_client(self._name(uri))
             made = blob.upload_blob(
                 stream, length=size, overwrite=True, max_concurrency=_CONNECTIONS
             )
@@ -112,18 +127,94 @@ class BlobStorage(Storage):
             modified=made["last_modified"].timestamp(),
         )
 
-    def download(self, uri: str, path: Path) -> None:
-        """Copy a blob to a local path, in blocks."""
-        with self._explained("read", uri), replacing(path) as temporary:
-            blob = self._client.get_blob_client(self._name(uri))
-            with temporary.open("wb") as stream:
-                blob.download_blob(max_concurrency=_CONNECTIONS).readinto(stream)
+    def download(self, uri: str, path: Path) -> str:
+        """Copy a blob to a local path, in blocks, and return its sha256."""
+        digest = hashlib.sha256()
+        blob = self.container_client.get_blob_client(self._name(uri))
+        with (
+            self._explained("read", uri),
+            replacing(path) as temporary,
+            temporary.open("wb") as target,
+        ):
+            # In order, as the hash needs them: the SDK itself writes them as they arrive.
+            for block in self._blocks(blob):
+                target.write(block)
+                digest.update(block)
+        return digest.hexdigest()
+
+    def _blocks(self, blob: "BlobClient") -> Iterator[bytes]:
+        """Yield a blob's content, in order; a large one's comes over several connections."""
+        from azure.core import MatchConditions
+
+        first = blob.download_blob()
+        # The first request brings the whole of a small blob, and tells the size of a large one.
+        yield first.read(_BLOCK_BYTES)
+        if first.size <= _BLOCK_BYTES:
+            return
+
+        def read(offset: int) -> bytes:
+            block = blob.download_blob(
+                offset,
+                min(_RANGE_BYTES, first.size - offset),
+                etag=first.properties.etag,
+                match_condition=MatchConditions.IfNotModified,
+            )
+            return bytes(block.readall())
+
+        pool = ThreadPoolExecutor(_CONNECTIONS)
+        with self._large:
+            try:
+                running: deque[Future[bytes]] = deque()
+                for offset in range(_BLOCK_BYTES, first.size, _RANGE_BYTES):
+                    running.append(pool.submit(read, offset))
+                    if len(running) == _CONNECTIONS:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
-        """Return adlfs in pyarrow's clothes."""
+        """Return pyarrow's own file system for a login by key or SAS, otherwise adlfs.
+
+        Its own does not know every way to get a token, and is several times as fast.
+        """
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-        return PyFileSystem(FSSpecHandler(self.filesystem()))
+        return self._native_filesystem or PyFileSystem(FSSpecHandler(self.filesystem()))
+
+    @functools.cached_property
+    def _native_filesystem(self) -> "pyarrow.fs.FileSystem | None":
+        options = self._options
+        login = {name: options[name] for name in ("account_key", "sas_token") if name in options}
+        if "connection_string" in options:
+            parts = (part.partition("=") for part in options["connection_string"].split(";"))
+            connection = {name: value for name, _, value in parts}
+            url = urlsplit(connection["BlobEndpoint"])
+            login = {"account_key": connection["AccountKey"]}
+            hosts = {"blob": url.netloc, "dfs": url.netloc}
+            scheme = url.scheme
+        elif login:
+            # With a dot before it, the name of the account comes before that.
+            suffix = options["account_host"].partition(".blob.")[2]
+            hosts = {service: f".{service}.{suffix}" for service in ("blob", "dfs")}
+            scheme = "https"
+        else:
+            return None
+        try:
+            from pyarrow.fs import AzureFileSystem
+
+            return AzureFileSystem(
+                options["account_name"],
+                **login,
+                blob_storage_authority=hosts["blob"],
+                blob_storage_scheme=scheme,
+                dfs_storage_authority=hosts["dfs"],
+                dfs_storage_scheme=scheme,
+            )
+        except (ImportError, TypeError):
+            # pyarrow has it since 16, with a SAS since 20.
+            return None
 
     def arrow_path(self, uri: str) -> str:
         """Return a URI as 'container/blob'."""
@@ -137,20 +228,18 @@ class BlobStorage(Storage):
         return _adlfs_class()(**options)
 
     @functools.cached_property
-    def _client(self) -> "ContainerClient":
+    def container_client(self) -> "ContainerClient":
+        """The SDK's client of the container."""
         return self._service().get_container_client(self._container)
 
     def _service(self) -> "BlobServiceClient":
-        from azure.storage.blob import BlobServiceClient, ExponentialRetry
+        from azure.storage.blob import BlobServiceClient
 
         settings: dict[str, Any] = {
-            "retry_policy": ExponentialRetry(
-                initial_backoff=_FIRST_BACKOFF_SECONDS,
-                increment_base=_BACKOFF_BASE,
-                retry_total=_RETRIES,
-            ),
+            "retry_policy": _retry_classes()[0](),
             "connection_timeout": _CONNECTION_SECONDS,
             "read_timeout": _READ_SECONDS,
+            "connection_data_block_size": _PIECE_BYTES,
             "max_single_put_size": _BLOCK_BYTES,
             "max_block_size": _BLOCK_BYTES,
             "max_single_get_size": _BLOCK_BYTES,
@@ -190,6 +279,11 @@ class BlobStorage(Storage):
         status = getattr(error, "status_code", None)
         if code == "ContainerNotFound":
             return f"Create the container '{self._container}', or choose another root."
+        if code == "BlobNotFound":
+            return (
+                "Its version was vacuumed, or somebody removed the file: materialize the asset "
+                "again, or use another version."
+            )
         if isinstance(error, ServiceRequestError | ServiceResponseError):
             return "Look whether the account exists and this machine reaches it, and run it again."
         if code.startswith("AuthenticationFailed") or status == 401:
@@ -229,11 +323,94 @@ def _is_folder(metadata: Mapping[str, str] | None) -> bool:
 
 
 @functools.cache
+def _retry_classes() -> tuple[type[Any], type[Any]]:
+    """Return the retry policy for the SDK's client, and the one for its asynchronous client.
+
+    The SDK's own starts with a pause of 15 seconds, tries each kind of trouble three times at most,
+    takes 429 for an answer, and does not look at Retry-After.
+    """
+    from azure.storage import blob
+    from azure.storage.blob import aio
+
+    # Their classes are not typed all through.
+    base: Any = blob.ExponentialRetry
+    async_base: Any = aio.ExponentialRetry
+    retries = {f"retry_{trouble}": _RETRIES for trouble in ("total", "connect", "read", "status")}
+
+    class Retry(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(**retries)
+
+        def get_backoff_time(self, settings: dict[str, Any]) -> float:
+            return _wait(settings["count"], [past.http_response for past in settings["history"]])
+
+        def send(self, request: Any) -> Any:
+            rewind = _rewinding(request.http_request.body)
+            for count in range(1, _RETRIES + 1):
+                response = super().send(request)
+                if response.http_response.status_code != _TOO_MANY_REQUESTS:
+                    return response
+                request.context.transport.sleep(_wait(count, [response.http_response]))
+                rewind()
+            return super().send(request)
+
+    class AsyncRetry(async_base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(**retries)
+
+        def get_backoff_time(self, settings: dict[str, Any]) -> float:
+            return _wait(settings["count"], [past.http_response for past in settings["history"]])
+
+        async def send(self, request: Any) -> Any:
+            rewind = _rewinding(request.http_request.body)
+            for count in range(1, _RETRIES + 1):
+                response = await super().send(request)
+                if response.http_response.status_code != _TOO_MANY_REQUESTS:
+                    return response
+                await request.context.transport.sleep(_wait(count, [response.http_response]))
+                rewind()
+            return await super().send(request)
+
+    return Retry, AsyncRetry
+
+
+def _wait(count: int, answers: Sequence[Any]) -> float:
+    """Return how long to wait after the `count`th try: at least as long as the service says."""
+    seconds = min(2.0 ** (count - 1), _MAX_BACKOFF_SECONDS)
+    seconds *= random.uniform(0.75, 1.25)  # noqa: S311 -- jitter, not a secret
+    asked = None if not answers or answers[-1] is None else answers[-1].headers.get("Retry-After")
+    if asked is None or not asked.isdigit():
+        return seconds
+    return max(seconds, min(int(asked), _MAX_RETRY_AFTER_SECONDS))
+
+
+def _rewinding(body: Any) -> Callable[[], object]:
+    """Return what brings the body of a request back to where it is now."""
+    if not (hasattr(body, "seek") and hasattr(body, "tell")):
+        return lambda: None
+    return functools.partial(body.seek, body.tell())
+
+
+@functools.cache
 def _adlfs_class() -> "type[AbstractFileSystem]":
     from adlfs import AzureBlobFileSystem
+    from azure.storage.blob.aio import BlobServiceClient
 
     class FileSystem(AzureBlobFileSystem):  # type: ignore[misc]
         """adlfs that takes a path as it stands: it would read '#' and '?' as parts of a URL."""
+
+        def do_connect(self) -> None:
+            """Make the client with our retries."""
+            settings = {"retry_policy": _retry_classes()[1]()}
+            if self.connection_string is not None:
+                self.service_client = BlobServiceClient.from_connection_string(
+                    self.connection_string, **settings
+                )
+                return
+            login = self.credential or self.account_key or self.sas_token
+            self.service_client = BlobServiceClient(
+                f"https://{self.account_host}", login, **settings
+            )
 
         @classmethod
         def _strip_protocol(cls, path: Any) -> Any:

@@ -12,20 +12,25 @@ from synapse_assets.datastore.clouds import get_cloud
 from synapse_assets.datastore.credentials import Credential, DefaultChain, Options
 from synapse_assets.datastore.location import Location
 from synapse_assets.datastore.storage import SECRETS, LocalStorage, Storage, open_storage
+from synapse_assets.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import pyarrow.fs
+    from azure.storage.blob import ContainerClient
     from fsspec import AbstractFileSystem
+    from upath import UPath
 
 # Folders of the datastore that are not datasets. A leading underscore keeps them apart from
 # dataset names, which begin with a letter or a digit.
 BUNDLES = "_bundles"
 ATTEMPTS = "_attempts"
 
-# Otherwise a store that is down keeps a run waiting for three minutes at each request.
+# Otherwise a store that is down keeps a run waiting for three minutes at each request; and a few
+# retries are over within a second, while a service that starts anew takes several.
 _DELTA_PATIENCE = {
-    "max_retries": "6",
-    "retry_timeout": "40s",
+    "max_retries": "100",
+    "retry_timeout": "25s",
+    "backoff_config.max_backoff": "4s",
     "connect_timeout": "10s",
     "timeout": "60s",
 }
@@ -85,16 +90,45 @@ class Datastore(dg.ConfigurableResource["Datastore"]):
         """Return the fsspec file system on which the URIs of this datastore are paths."""
         return self.storage().filesystem()
 
+    def path(self, *parts: str) -> "UPath":
+        """Return a location below the root as a path of universal-pathlib, for your own code."""
+        from upath import UPath
+
+        location = self.location
+        if location.kind != "azure":
+            return UPath(self.uri(*parts))
+        options = self.credential.adlfs_options(location).merged()
+        credential = self.credential.async_token_credential(location.cloud)
+        if credential is not None:
+            options["credential"] = credential
+        path: UPath = UPath(location.object_store_uri(self.uri(*parts)), **options)
+        return path
+
+    def container_client(self) -> "ContainerClient":
+        """Return the Azure SDK's client of the container, logged in and with our retries.
+
+        Raises:
+            ConfigurationError: The datastore is not on Azure storage.
+        """
+        from synapse_assets.datastore.blob import BlobStorage
+
+        storage = self.storage()
+        if not isinstance(storage, BlobStorage):
+            raise ConfigurationError(
+                f"The datastore {self.uri()} is not on Azure storage and has no container."
+            )
+        return storage.container_client
+
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return the file system for pyarrow, with paths as `storage().arrow_path` gives them."""
         return self.storage().arrow_filesystem()
 
     def delta_uri(self, uri: str) -> str:
-        """Return a URI in the form that `deltalake` and `polars` take."""
+        """Return a URI in the form that `deltalake` takes, and polars too."""
         return self.location.object_store_uri(uri)
 
     def delta_storage_options(self) -> dict[str, str]:
-        """Return the storage options that `deltalake` and `polars` need to reach the store.
+        """Return the storage options that `deltalake` needs to reach the store.
 
         They may hold a token: ask for them anew for each table that is opened.
         """

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 4 << 20
 _FOLDER_PERMISSION = 0o755
+# A name node that starts anew is waited for, half a minute long; the default is three minutes.
+_PATIENCE = {
+    "dfs.client.failover.max.attempts": "6",
+    "dfs.client.failover.sleep.max.millis": "8000",
+}
 
 
 class HdfsStorage(Storage):
@@ -30,7 +36,7 @@ class HdfsStorage(Storage):
             configuration: Hadoop properties beside those of HADOOP_CONF_DIR.
         """
         self._host = host
-        self._configuration = dict(configuration or {})
+        self._configuration = {**_PATIENCE, **(configuration or {})}
 
     def read_bytes(self, uri: str) -> bytes | None:
         """Return the content of a file, None if there is none."""
@@ -95,8 +101,9 @@ class HdfsStorage(Storage):
             raise StorageError(f"{uri} was written and is gone: run the step again.")
         return stored
 
-    def download(self, uri: str, path: Path) -> None:
-        """Copy the file at `uri` to a local path, in constant memory."""
+    def download(self, uri: str, path: Path) -> str:
+        """Copy the file at `uri` to a local path, in constant memory, and return its sha256."""
+        digest = hashlib.sha256()
         with (
             self._explained("read", uri),
             replacing(path) as temporary,
@@ -105,6 +112,8 @@ class HdfsStorage(Storage):
         ):
             while chunk := source.read(_CHUNK_BYTES):
                 target.write(chunk)
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return hdfs-native's fsspec file system in pyarrow's clothes."""
@@ -118,6 +127,10 @@ class HdfsStorage(Storage):
 
     def filesystem(self) -> "AbstractFileSystem":
         """Return hdfs-native's file system; the URIs of this package are paths on it."""
+        return self._filesystem
+
+    @functools.cached_property
+    def _filesystem(self) -> "AbstractFileSystem":
         return _hdfs_class()(self._host, None, **self._configuration)
 
     @functools.cached_property
@@ -187,6 +200,10 @@ def _hdfs_class() -> "type[AbstractFileSystem]":
 
     class FileSystem(HdfsFileSystem):
         """hdfs-native that takes a path as it stands: it would read '#' and '?' as of a URL."""
+
+        # fsspec clears its cache in each forked process before that becomes another program, and
+        # a client that goes there waits for threads that were not forked with it, for ever.
+        cachable = False
 
         @classmethod
         def _strip_protocol(cls, path: Any) -> Any:

@@ -6,13 +6,18 @@ library only when the store is used.
 """
 
 import contextlib
+import errno
+import hashlib
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from synapse_assets.errors import StorageError
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -22,6 +27,23 @@ if TYPE_CHECKING:
 SECRETS = "SYNAPSE_ASSETS_SECRETS"
 # Room for the ending of a temporary file: names have at most 255 bytes.
 _MAX_NAME = 200
+# Hides the latency of a store. With the four connections of one large blob it is no more than the
+# ten that the SDK of Azure keeps open.
+_FILES_AT_A_TIME = 7
+_CHUNK_BYTES = 1 << 20
+_ROOM = "Make room on the disk, or choose another place, and run it again."
+_RIGHT = "Give the user who runs this the right to read and write there."
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EACCES: _RIGHT,
+    errno.EPERM: _RIGHT,
+    errno.EROFS: _RIGHT,
+}
+
+_File = TypeVar("_File")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -73,8 +95,8 @@ class Storage(ABC):
         """Copy a local file to `uri`, in constant memory, and return what the store made of it."""
 
     @abstractmethod
-    def download(self, uri: str, path: Path) -> None:
-        """Copy the file at `uri` to a local path, in constant memory."""
+    def download(self, uri: str, path: Path) -> str:
+        """Copy the file at `uri` to a local path, in constant memory, and return its sha256."""
 
     @abstractmethod
     def filesystem(self) -> "AbstractFileSystem":
@@ -110,13 +132,14 @@ class LocalStorage(Storage):
     def read_bytes(self, uri: str) -> bytes | None:
         """Return the content of a file, None if there is none."""
         try:
-            return Path(uri).read_bytes()
+            with _explained("read", uri):
+                return Path(uri).read_bytes()
         except FileNotFoundError:
             return None
 
     def write_atomically(self, uri: str, content: bytes) -> None:
         """Write to a temporary file beside it, and rename that: the rename is the atomic part."""
-        with replacing(Path(uri)) as temporary:
+        with _explained("write", uri), replacing(Path(uri)) as temporary:
             temporary.write_bytes(content)
 
     def write_once(self, uri: str, content: bytes) -> None:
@@ -126,16 +149,18 @@ class LocalStorage(Storage):
 
     def remove(self, uri: str) -> None:
         """Remove the file at `uri`, if there is one."""
-        Path(uri).unlink(missing_ok=True)
+        with _explained("remove", uri):
+            Path(uri).unlink(missing_ok=True)
 
     def list_files(self, uri: str) -> list[StoredFile]:
         """Return all files below a folder, sorted by path."""
         folder = Path(uri)
-        return [
-            _describe(path, name=path.relative_to(folder).as_posix())
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        ]
+        with _explained("list", uri):
+            return [
+                _describe(path, name=path.relative_to(folder).as_posix())
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            ]
 
     def local_path(self, uri: str, *, folder: Path) -> str:
         """Return the path itself."""
@@ -143,25 +168,28 @@ class LocalStorage(Storage):
 
     def make_folder(self, uri: str) -> None:
         """Make a folder and those above it."""
-        Path(uri).mkdir(parents=True, exist_ok=True)
+        with _explained("make the folder", uri):
+            Path(uri).mkdir(parents=True, exist_ok=True)
 
     def stat(self, uri: str) -> StoredFile | None:
         """Return what the file system knows of one file, None if there is none."""
         path = Path(uri)
-        return _describe(path, name=path.name) if path.is_file() else None
+        with _explained("look at", uri):
+            return _describe(path, name=path.name) if path.is_file() else None
 
     def upload(self, path: Path, uri: str) -> StoredFile:
         """Copy a local file to `uri`, unless it lies there already."""
         target = Path(uri)
         if path != target:
-            with replacing(target) as temporary:
+            with _explained("write", uri), replacing(target) as temporary:
                 shutil.copyfile(path, temporary)
         return _describe(target, name=target.name)
 
-    def download(self, uri: str, path: Path) -> None:
-        """Copy the file at `uri` to a local path."""
-        with replacing(path) as temporary:
+    def download(self, uri: str, path: Path) -> str:
+        """Copy the file at `uri` to a local path and return its sha256."""
+        with _explained("read", uri), replacing(path) as temporary:
             shutil.copyfile(uri, temporary)
+            return sha256_of(temporary)
 
     def filesystem(self) -> "AbstractFileSystem":
         """Return fsspec's file system, which makes folders as they are needed."""
@@ -197,6 +225,24 @@ def open_storage(spec: Mapping[str, Any], secrets: Mapping[str, str]) -> Storage
     return LocalStorage()
 
 
+def for_each_file(function: Callable[[_File], _Result], files: Iterable[_File]) -> list[_Result]:
+    """Return what `function` gives for each file, in order; several are worked on at a time.
+
+    The error of the first file that has one is raised; those that have not begun are left out.
+    """
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        return list(pool.map(function, files))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file's content in hexadecimal; memory does not grow with the file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which takes its name at the end unless that failed."""
@@ -205,9 +251,24 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except BaseException:
+    except BaseException as e:
         temporary.unlink(missing_ok=True)
+        if isinstance(e, OSError) and _REMEDIES.get(e.errno or 0) is _ROOM:
+            # Here, since it is the disk of this machine, wherever the content comes from.
+            raise StorageError(f"Could not write {path}: {e.strerror}. {_ROOM}") from e
         raise
+
+
+@contextlib.contextmanager
+def _explained(operation: str, uri: str) -> Iterator[None]:
+    """Raise what the file system refuses as a StorageError: what, where, and what to do."""
+    try:
+        yield
+    except (StorageError, FileNotFoundError, FileExistsError):
+        raise
+    except OSError as e:
+        remedy = _REMEDIES.get(e.errno or 0, "Look at the disk or the mount, and run it again.")
+        raise StorageError(f"Could not {operation} {uri}: {e.strerror or e}. {remedy}") from e
 
 
 def _describe(path: Path, *, name: str) -> StoredFile:

@@ -19,14 +19,16 @@ _SERVICES = {"azurite", "hdfs"}
 )
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     name = request.param
+    variables = {}
     if name in _SERVICES:
         service = request.getfixturevalue(name)
         if name == "azurite":
             service.create_container(CONTAINER)
-            os.environ[AZURITE] = service.endpoint
+            variables = {AZURITE: service.endpoint}
         else:
-            os.environ[HDFS] = service.url
-    return Store(name, tmp_path)
+            variables = {HDFS: service.url}
+    os.environ.update(variables)
+    return Store(name, tmp_path, variables)
 
 
 @pytest.fixture

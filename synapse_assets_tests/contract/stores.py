@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from synapse_assets.datastore import Datastore
@@ -51,11 +51,15 @@ class Store:
     Attributes:
         name: Name of the store in STORES.
         folder: A folder of its own, for what the store keeps on this machine.
+        variables: Environment variables that say where its service answers.
     """
 
     name: str
     folder: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def open(self) -> Datastore:
         """Return a datastore in the store."""
+        # The server that forks such processes may be older than the service.
+        os.environ.update(self.variables)
         return STORES[self.name](self.folder)

@@ -32,6 +32,25 @@ def test_file_that_is_gone_may_be_removed_again(datastore: Datastore) -> None:
     assert datastore.storage().read_text(uri) is None
 
 
+def test_path_and_storage_see_each_others_files(datastore: Datastore) -> None:
+    folder = datastore.path("notes", "ü b")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.txt").write_text("from the path")
+    uri = datastore.uri("notes", "ü b", "a.txt")
+    assert datastore.storage().read_text(uri) == "from the path"
+    datastore.storage().write_atomically(uri, b"from the storage")
+    assert datastore.path("notes", "ü b", "a.txt").read_text() == "from the storage"
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
+
+
+def test_only_a_store_on_azure_has_a_container(datastore: Datastore) -> None:
+    if datastore.location.kind == "azure":
+        assert datastore.container_client().exists()
+    else:
+        with pytest.raises(ConfigurationError, match="is not on Azure storage"):
+            datastore.container_client()
+
+
 class TestRootOfTheLocalStore:
     @pytest.mark.parametrize("root", ["{}/data", "{}/x/../data/", "file://{}/data", "file:{}/data"])
     def test_every_spelling_means_the_same_folder(self, tmp_path: Path, root: str) -> None:

@@ -243,9 +243,8 @@ def test_folder_that_a_hierarchical_account_lists_as_a_blob_is_no_file(
         pytest.skip("only Azure lists folders as blobs")
     storage = datastore.storage()
     storage.write_atomically(datastore.uri("landing", "a", "x.csv"), b"x")
-    client = storage._client.get_blob_client(  # type: ignore[attr-defined]
-        storage._name(datastore.uri("landing", "a"))  # type: ignore[attr-defined]
-    )
+    name = datastore.uri("landing", "a").partition(".net/")[2]
+    client = datastore.container_client().get_blob_client(name)
     client.upload_blob(b"", metadata={"hdi_isfolder": "true"})
     assert [file.path for file in storage.list_files(datastore.uri("landing"))] == ["a/x.csv"]
     assert storage.stat(datastore.uri("landing", "a")) is None

@@ -102,5 +102,5 @@ def test_forbidden_log_is_not_taken_for_a_missing_one() -> None:
         command = [sys.executable, "-c", _OPEN_AS_NOBODY, folder]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         log.chmod(0o755)
-    assert done.stdout.startswith("OSError"), done.stderr
+    assert done.stdout.startswith("StorageError"), done.stderr
     assert "Permission denied" in done.stdout
