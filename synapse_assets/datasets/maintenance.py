@@ -17,6 +17,7 @@ from synapse_assets.datasets.slot import dataset_uri
 from synapse_assets.datasets.table import (
     SIZE,
     conflict_error,
+    explained,
     open_existing,
     open_table,
     parquet_files,
@@ -185,8 +186,9 @@ def restore(datastore: Datastore, name: str, version: int) -> DatasetVersion:
             app_transactions=[Transaction(app_id, following)],
         )
         try:
-            # All files were just looked for, in one listing instead of one request for each.
-            table.restore(version, ignore_missing_files=True, commit_properties=properties)
+            with explained("restore", uri):
+                # All files were just looked for, in one listing instead of one request for each.
+                table.restore(version, ignore_missing_files=True, commit_properties=properties)
         except CommitFailedError as e:
             conflict = e
         else:

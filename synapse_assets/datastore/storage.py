@@ -1,8 +1,8 @@
 """File operations at absolute URIs, with the same promises on every store.
 
 One set of classes serves both ends: the datastore in the orchestrator, and the runner where a step
-runs. For the runner's sake this module imports the standard library alone, and loads a store's
-library only when the store is used.
+runs. For the runner's sake this module and what it imports need the standard library alone; a
+store's library is loaded when the store is used.
 """
 
 import contextlib
