@@ -275,7 +275,9 @@ class BlobStorage(Storage):
     def _remedy(self, error: Exception) -> str:
         from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 
-        code = str(getattr(error, "error_code", None) or "")
+        # The SDK has an enumeration for the codes that it knows, and text for the others.
+        found = getattr(error, "error_code", None)
+        code = str(getattr(found, "value", found) or "")
         status = getattr(error, "status_code", None)
         if code == "ContainerNotFound":
             return f"Create the container '{self._container}', or choose another root."
