@@ -1,5 +1,6 @@
 """A step that tells what other users of the machine can see of it."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ def tell_command_lines(lines: Path, spark: Any = None) -> None:
     own = psutil.Process()
     seen = ["\0".join(own.cmdline())]
     for child in own.children(recursive=True):
-        seen += ["\0".join(child.cmdline()), *map("=".join, child.environ().items())]
+        # Engines start helpers that are gone at once.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seen += ["\0".join(child.cmdline()), *map("=".join, child.environ().items())]
     (lines / "seen.txt").write_text("\n".join(seen))
     print(seen)
