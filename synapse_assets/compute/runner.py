@@ -213,10 +213,7 @@ def _spark_session(conf: Mapping[str, str], secrets: Mapping[str, str]) -> "Spar
     for key, value in conf.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
-    # Properties of a session are arguments of the JVM, which every user of the machine can list.
-    hadoop = session.sparkContext._jsc.hadoopConfiguration()
-    for key, value in secrets.items():
-        hadoop.set(key, value)
+    handlers.set_hadoop_secrets(session, secrets)
     return session
 
 

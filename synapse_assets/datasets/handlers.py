@@ -109,6 +109,11 @@ def handler_for(annotation: Any) -> TypeHandler | None:
     return None
 
 
+def is_inside(path: str) -> bool:
+    """Tell whether a path is relative to the dataset, and not of a file elsewhere."""
+    return not path.startswith("/") and "://" not in path
+
+
 def handled_types() -> list[str]:
     """Return the names of the types that have a handler, for error messages."""
     return sorted(_HANDLERS)
@@ -337,6 +342,16 @@ def spark_frame(reference: Reference, spark: "SparkSession") -> "DataFrame":
     )
 
 
+def set_hadoop_secrets(session: "SparkSession", secrets: Mapping[str, str]) -> None:
+    """Set properties of Hadoop that no argument may hold.
+
+    Properties of a session are arguments of the JVM, which every user of the machine can list.
+    """
+    hadoop = session.sparkContext._jsc.hadoopConfiguration()
+    for name, value in secrets.items():
+        hadoop.set(name, value)
+
+
 def spark_path(path: str) -> str:
     """Return `path` with the characters escaped that Hadoop takes for a glob pattern."""
     return re.sub(r"([\\*?\[\]{}])", r"\\\1", path)
@@ -420,8 +435,7 @@ def _temporary_folder(reference: Reference) -> Path:
 
 def _absolute(reference: Reference, file: Mapping[str, Any]) -> str:
     path = str(file["path"])
-    is_outside = path.startswith("/") or "://" in path
-    return path if is_outside else f"{reference['uri']}/{path}"
+    return f"{reference['uri']}/{path}" if is_inside(path) else path
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -183,7 +183,5 @@ def _spark_session(datastore: Datastore) -> "SparkSession":
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     resource.setup_for_execution(dg.build_init_resource_context())
     session: SparkSession = resource.spark_session
-    hadoop = session.sparkContext._jsc.hadoopConfiguration()
-    for name, value in options.secret.items():
-        hadoop.set(name, value)
+    handlers.set_hadoop_secrets(session, options.secret)
     return session

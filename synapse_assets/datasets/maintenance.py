@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from synapse_assets.datasets import file_entries
+from synapse_assets.datasets.handlers import is_inside
 from synapse_assets.datasets.schema import check_protocol, kind_of
 from synapse_assets.datasets.slot import dataset_uri
 from synapse_assets.datasets.table import (
@@ -259,11 +260,6 @@ def _given_up(entries: Sequence[LogEntry]) -> set[str]:
 
 
 # --- Restore ------------------------------------------------------------------------------------
-
-
-def is_inside(path: str) -> bool:
-    """Tell whether a path is relative to the dataset, and not of a file elsewhere."""
-    return not path.startswith("/") and "://" not in path
 
 
 def _content(table: "DeltaTable") -> tuple[set[str], str]:

@@ -8,20 +8,17 @@ only ever written by `deltalake`.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from synapse_assets.datastore.storage import Storage, StoredFile
+from synapse_assets.datastore.storage import Storage, StoredFile, for_each_file
 from synapse_assets.errors import DatasetError
 
 LOG_FOLDER = "_delta_log"
 
 _ENTRY = re.compile(rf"{LOG_FOLDER}/(\d{{20}})\.json")
 _CHECKPOINT = re.compile(rf"{LOG_FOLDER}/(\d{{20}})\.checkpoint\..*parquet")
-# Entries are small and far away: reading many at once hides the latency of an object store.
-_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,8 @@ def read_entries(storage: Storage, uri: str, listed: Sequence[StoredFile]) -> li
         DatasetError: An entry is not JSON.
     """
     found = [(int(match[1]), file) for file in listed if (match := _ENTRY.fullmatch(file.path))]
-    with ThreadPoolExecutor(_READERS) as pool:
-        contents = pool.map(lambda item: storage.read_bytes(f"{uri}/{item[1].path}"), found)
-        return list(_parse(zip(found, contents, strict=True), uri))
+    contents = for_each_file(lambda item: storage.read_bytes(f"{uri}/{item[1].path}"), found)
+    return list(_parse(zip(found, contents, strict=True), uri))
 
 
 def oldest_checkpoint(listed: Sequence[StoredFile]) -> int | None:

@@ -15,14 +15,14 @@ import datetime as dt
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from synapse_assets.datasets import file_entries
 from synapse_assets.datasets.file_entries import FILES_FOLDER
-from synapse_assets.datasets.maintenance import VACUUMED, is_inside
+from synapse_assets.datasets.handlers import is_inside
+from synapse_assets.datasets.maintenance import VACUUMED
 from synapse_assets.datasets.schema import check_protocol, kind_of
 from synapse_assets.datasets.slot import dataset_uri
 from synapse_assets.datasets.table import conflict_error, open_existing, parquet_files, tries
@@ -30,7 +30,7 @@ from synapse_assets.datasets.transaction_log import LOG_FOLDER, read_entries
 from synapse_assets.datasets.version import DataFile
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.datastore import ATTEMPTS, BUNDLES
-from synapse_assets.datastore.storage import StoredFile
+from synapse_assets.datastore.storage import StoredFile, for_each_file
 from synapse_assets.errors import ConfigurationError, DatasetError
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 DEFAULT_RETENTION = dt.timedelta(hours=168)
 
-_WORKERS = 16
 # How `Slot.fresh_target` ends the name of an attempt's folder.
 _ATTEMPT_FOLDER = re.compile(r".*-[0-9a-f]{8}")
 
@@ -312,8 +311,4 @@ def _began(files: Collection[StoredFile]) -> float:
 
 
 def _remove(datastore: Datastore, uris: Iterable[str]) -> None:
-    storage = datastore.storage()
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        # Taken one by one: the first error cancels what has not begun.
-        for _ in pool.map(storage.remove, uris):
-            pass
+    for_each_file(datastore.storage().remove, uris)

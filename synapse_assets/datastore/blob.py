@@ -179,9 +179,7 @@ class BlobStorage(Storage):
 
         Its own does not know every way to get a token, and is several times as fast.
         """
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-        return self._native_filesystem or PyFileSystem(FSSpecHandler(self.filesystem()))
+        return self._native_filesystem or super().arrow_filesystem()
 
     @functools.cached_property
     def _native_filesystem(self) -> "pyarrow.fs.FileSystem | None":

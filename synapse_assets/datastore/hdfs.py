@@ -12,7 +12,6 @@ from synapse_assets.datastore.storage import Storage, StoredFile, replacing
 from synapse_assets.errors import StorageError
 
 if TYPE_CHECKING:
-    import pyarrow.fs
     from fsspec import AbstractFileSystem
     from hdfs_native import Client
 
@@ -114,12 +113,6 @@ class HdfsStorage(Storage):
                 target.write(chunk)
                 digest.update(chunk)
         return digest.hexdigest()
-
-    def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
-        """Return hdfs-native's fsspec file system in pyarrow's clothes."""
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-        return PyFileSystem(FSSpecHandler(self.filesystem()))
 
     def arrow_path(self, uri: str) -> str:
         """Return a URI without scheme and host."""

@@ -107,9 +107,11 @@ class Storage(ABC):
         content = self.read_bytes(uri)
         return None if content is None else content.decode()
 
-    @abstractmethod
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return the store as pyarrow's file system, for paths as `arrow_path` gives them."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self.filesystem()))
 
     def arrow_path(self, uri: str) -> str:
         """Return a URI as a path on `arrow_filesystem`."""
