@@ -13,7 +13,8 @@ SynapseAssetsError
 └── ComputeError
     ├── BundleError            a step's code cannot be shipped as it is
     ├── StepFailedError        the step ran and failed, or ended without proof that it finished
-    └── StepTimeoutError       a phase of the step took longer than its limit
+    ├── StepTimeoutError       a phase of the step took longer than its limit
+    └── ServiceUnavailableError a compute service was out of reach, or full, for too long
 
 Every message says what failed, on which thing, and what to do next.
 """
@@ -73,3 +74,7 @@ class StepFailedError(ComputeError):
 
 class StepTimeoutError(ComputeError):
     """Raised when a phase of a step took longer than its limit."""
+
+
+class ServiceUnavailableError(ComputeError):
+    """Raised when a compute service was out of reach, or had no room, for too long."""

@@ -1,20 +1,25 @@
 """The life cycle of an attempt: adopt what is there, or submit; wait; demand the proof.
 
 What an attempt leaves in the datastore, so that a re-execution by another process finds it:
-    _attempts/<key>/record.json    which batch runs it, stored before the first look at its state
-    _attempts/<key>/job.json       what the runner was told to do
-    _attempts/<key>/manifest.json  the proof that the step finished, written last
-    _attempts/<key>/failure.json   why it did not
+    _attempts/<key>/record.json        the last submission: what was asked for, and which batch runs
+                                       it, stored before it is asked for and before the first look
+    _attempts/<key>/<submission>/
+        job.json                       what the runner was told to do
+        manifest.json                  the proof that the step finished, written last
+        failure.json                   why it did not
+        claim, output/                 of a batch on a cluster: see `runner` and `channel`
 """
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from synapse_assets.compute.batch import BatchService, Submission
+from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.datastore import ATTEMPTS
 from synapse_assets.errors import StepFailedError, StepTimeoutError
@@ -23,6 +28,44 @@ _FIRST_POLL_SECONDS = 0.2
 _MAX_POLL_SECONDS = 5.0
 # A batch's end is noticed within this share of the time it ran.
 _POLL_SHARE = 0.1
+
+_PHASES = {
+    BatchState.QUEUED: (
+        "waited longer than its limit of {limit:g} s for its turn",
+        "Look at what else the pool runs, or raise queued_timeout_seconds of the compute target.",
+    ),
+    BatchState.STARTING: (
+        "took longer than its limit of {limit:g} s to start",
+        "Look at the pool's state, or raise starting_timeout_seconds of the compute target.",
+    ),
+    BatchState.RUNNING: (
+        "ran longer than its limit of {limit:g} s",
+        "Raise timeout_seconds of the compute target, or give it less to do.",
+    ),
+    BatchState.ENDING: (
+        "took longer than its limit of {limit:g} s to end",
+        "Look at the pool's state, or raise ending_timeout_seconds of the compute target.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the datastore keeps of an attempt's last submission.
+
+    Attributes:
+        fingerprint: Hash of what was to be done.
+        submission: Name of the submission, and of its batch.
+        batch_id: Id of the batch; None until the service has told it.
+        bundle: Location of the bundle.
+        run_id: The run that submitted it.
+    """
+
+    fingerprint: str
+    submission: str
+    batch_id: str | None
+    bundle: str
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -46,41 +89,68 @@ class Attempt:
         digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
         return cls(key=key, datastore=datastore, fingerprint=digest)
 
-    def uri(self, name: str) -> str:
-        """Return the location of one of the attempt's files."""
-        return self.datastore.uri(ATTEMPTS, self.key, name)
+    def new_submission(self, *, bundle: str) -> Submission:
+        """Return a submission of this attempt that was never made before."""
+        return self._submission(f"{self.key}-{uuid.uuid4().hex[:8]}", bundle)
 
-    def manifest(self) -> dict[str, Any] | None:
-        """Return the proof that the step finished, None if there is none for this work."""
-        manifest = self._read("manifest.json")
-        record = self._read("record.json")
-        if manifest is None or record is None or record["fingerprint"] != self.fingerprint:
+    def last_submission(self) -> tuple[Submission, str | None] | None:
+        """Return the last submission of this work and its batch's id; None if there is none."""
+        record = read_record(self.datastore, self.key)
+        if record is None or record.fingerprint != self.fingerprint:
             return None
-        return manifest
+        return self._submission(record.submission, record.bundle), record.batch_id
 
-    def running_batch(self, service: BatchService) -> str | None:
-        """Return the id of a batch that is already at this work, None if there is none."""
-        record = self._read("record.json")
-        if record is None or record["fingerprint"] != self.fingerprint:
-            return None
-        batch_id: str | None = record["batch_id"]
-        if batch_id is None or service.get_state(batch_id).is_final:
-            return None
-        return batch_id
+    def manifest(self, submission: Submission) -> dict[str, Any] | None:
+        """Return the proof that a submission's step finished, None if there is none."""
+        return self._read(self.uri(submission, "manifest.json"))
 
-    def submit(self, service: BatchService, *, bundle: str, job: Mapping[str, Any]) -> str:
-        """Start a batch with fresh files and return its id."""
-        for name in ("manifest.json", "failure.json"):
-            self.datastore.storage().remove(self.uri(name))
-        self._write("job.json", job)
-        self._write("record.json", {"fingerprint": self.fingerprint, "batch_id": None})
-        batch_id = service.submit(
-            Submission(name=self.key, bundle=bundle, job_file=self.uri("job.json"))
+    def uri(self, submission: Submission, name: str) -> str:
+        """Return the location of one of a submission's files."""
+        return self.datastore.uri(ATTEMPTS, self.key, submission.name, name)
+
+    def submit(
+        self,
+        service: BatchService,
+        submission: Submission,
+        *,
+        job: Mapping[str, Any],
+        run_id: str,
+    ) -> str:
+        """Start a batch and return its id, which is then in the datastore.
+
+        Whatever ends this early leaves no batch behind, as far as the service can be asked.
+        """
+        record = Record(
+            fingerprint=self.fingerprint,
+            submission=submission.name,
+            batch_id=None,
+            bundle=submission.bundle,
+            run_id=run_id,
         )
-        self._write("record.json", {"fingerprint": self.fingerprint, "batch_id": batch_id})
+        self._write(submission.job_file, job)
+        write_record(self.datastore, self.key, record)
+        batch_id = None
+        try:
+            batch_id = service.submit(submission)
+            write_record(self.datastore, self.key, replace(record, batch_id=batch_id))
+        except StepFailedError:
+            raise
+        except BaseException:
+            batch_id = batch_id or service.find(submission)
+            if batch_id is not None:
+                service.cancel(batch_id)
+            raise
         return batch_id
 
-    def wait(self, service: BatchService, batch_id: str, *, timeout: float) -> dict[str, Any]:
+    def wait(
+        self,
+        service: BatchService,
+        batch_id: str,
+        submission: Submission,
+        *,
+        limits: Mapping[BatchState, float],
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
         """Wait for a batch and return its manifest.
 
         Whatever ends the waiting early (a timeout, an interruption, an error) cancels the batch
@@ -89,47 +159,91 @@ class Attempt:
         Args:
             service: The target's verbs.
             batch_id: The batch to wait for.
-            timeout: How long the batch may run, in seconds.
+            submission: Its submission.
+            limits: How long the batch may be in each of its states, in seconds.
+            say: Takes a line for each change of the state.
 
         Raises:
-            StepTimeoutError: It ran longer than that.
+            StepTimeoutError: It was in one state longer than that.
             StepFailedError: It ended without a manifest, whatever the service says of it.
         """
-        started = time.monotonic()
         try:
-            while not service.get_state(batch_id).is_final:
-                elapsed = time.monotonic() - started
-                if elapsed > timeout:
-                    raise StepTimeoutError(
-                        f"{self.key} ran longer than its limit of {timeout:g} s and was "
-                        "cancelled. Raise timeout_seconds of the compute target, or give it less "
-                        "to do."
-                    )
-                poll = min(max(_FIRST_POLL_SECONDS, elapsed * _POLL_SHARE), _MAX_POLL_SECONDS)
-                service.wait(batch_id, seconds=min(poll, timeout - elapsed + 0.001))
+            self._wait(service, batch_id, limits=limits, say=say)
         except BaseException:
             service.cancel(batch_id)
             raise
-        manifest = self.manifest()
-        if manifest is None:
-            raise StepFailedError(self._explain(service, batch_id))
-        return manifest
-
-    def _explain(self, service: BatchService, batch_id: str) -> str:
-        """Return why there is no manifest: the step's own words first, then the log's tail."""
-        failure = self._read("failure.json")
+        manifest = self.manifest(submission)
+        if manifest is not None:
+            return manifest
+        failure = self._read(self.uri(submission, "failure.json"))
         end = service.describe_end(batch_id)
         if failure is not None:
-            return f"{failure['message']}\n\nStep {self.key}: {end}"
-        return (
+            raise StepFailedError(f"{failure['message']}\n\nStep {self.key}: {end}")
+        # Neither proof nor reason: what says that it has ended may be wrong.
+        service.cancel(batch_id)
+        raise StepFailedError(
             f"{self.key} ended without a manifest, so nothing was committed. "
             f"Look at the end of its log, and run it again.\n\n{end}"
         )
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        text = self.datastore.storage().read_text(self.uri(name))
+    def _wait(
+        self,
+        service: BatchService,
+        batch_id: str,
+        *,
+        limits: Mapping[BatchState, float],
+        say: Callable[[str], None],
+    ) -> None:
+        started = changed = time.monotonic()
+        # A state that comes back goes on counting, so a service that wavers outwits no limit.
+        spent = dict.fromkeys(BatchState, 0.0)
+        last: BatchState | None = None
+        while not (state := service.get_state(batch_id)).is_final:
+            now = time.monotonic()
+            if last is not None:
+                spent[last] += now - changed
+            changed = now
+            if state is not last and last is not None:
+                say(f"Batch {batch_id} is {state.value} after {now - started:.1f} s.")
+            last = state
+            left = limits.get(state, math.inf) - spent[state]
+            if left < 0:
+                what, remedy = _PHASES[state]
+                raise StepTimeoutError(
+                    f"{self.key} {what.format(limit=limits[state])} and was cancelled. {remedy}"
+                )
+            poll = min(max(_FIRST_POLL_SECONDS, (now - started) * _POLL_SHARE), _MAX_POLL_SECONDS)
+            service.wait(batch_id, seconds=min(poll, left + 0.001))
+
+    def _submission(self, name: str, bundle: str) -> Submission:
+        folder = (ATTEMPTS, self.key, name)
+        return Submission(
+            name=name,
+            attempt=self.key,
+            bundle=bundle,
+            job_file=self.datastore.uri(*folder, "job.json"),
+            output=self.datastore.uri(*folder, "output"),
+        )
+
+    def _read(self, uri: str) -> dict[str, Any] | None:
+        text = self.datastore.storage().read_text(uri)
         return None if text is None else json.loads(text)
 
-    def _write(self, name: str, value: Mapping[str, Any]) -> None:
-        content = json.dumps(value, indent=1).encode()
-        self.datastore.storage().write_atomically(self.uri(name), content)
+    def _write(self, uri: str, value: Mapping[str, Any]) -> None:
+        self.datastore.storage().write_atomically(uri, json.dumps(value, indent=1).encode())
+
+
+def read_record(datastore: Datastore, key: str) -> Record | None:
+    """Return the record of an attempt, None if there is none."""
+    text = datastore.storage().read_text(datastore.uri(ATTEMPTS, key, "record.json"))
+    if text is None:
+        return None
+    values = json.loads(text)
+    # One of an earlier release says less: its files are not where they are looked for now.
+    return Record(**values) if values.keys() == Record.__annotations__.keys() else None
+
+
+def write_record(datastore: Datastore, key: str, record: Record) -> None:
+    """Store the record of an attempt."""
+    content = json.dumps(vars(record), indent=1).encode()
+    datastore.storage().write_atomically(datastore.uri(ATTEMPTS, key, "record.json"), content)

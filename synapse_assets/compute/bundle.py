@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from synapse_assets.compute.runner import VENDORED
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.datastore import BUNDLES
 from synapse_assets.errors import BundleError
@@ -18,10 +19,12 @@ from synapse_assets.errors import BundleError
 RUNNER_MODULE = "synapse_assets.compute.runner"
 _RUNNER_MODULES = (
     RUNNER_MODULE,
+    "synapse_assets.compute.channel",
     "synapse_assets.datasets.handlers",
     "synapse_assets.datasets.downloads",
     "synapse_assets.datastore.storage",
     "synapse_assets.datastore.blob",
+    "synapse_assets.datastore.hadoop",
     "synapse_assets.datastore.hdfs",
     "synapse_assets.errors",
 )
@@ -30,16 +33,16 @@ _PIPES_MODULE = "dagster_pipes"
 _MAX_BYTES = 20 * 1024 * 1024
 # The oldest time that a zip can hold: the same content makes the same bytes at any time.
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-# Where it is not installed, Dagster's Pipes module comes from the bundle. An installed one goes
-# first: Python keeps it compiled, and compiles what lies in a zip anew in each process.
-_VENDORED = "vendored"
 _MAIN = f"""\
-import sys
-
 from {RUNNER_MODULE} import main
 
-sys.path.append(f"{{sys.path[0]}}/{_VENDORED}")
 main()
+"""
+# What a cluster starts, beside the bundle: spark-submit takes no zip for a program.
+LAUNCHER = f"""\
+from {RUNNER_MODULE} import main_on_cluster
+
+main_on_cluster()
 """
 
 
@@ -70,7 +73,7 @@ class Bundle:
         files = dict(source_files(module))
         for name in _RUNNER_MODULES:
             files.update({**_stubs_above(name), **files, _bundle_path(name): _source(name)})
-        files[f"{_VENDORED}/{_PIPES_MODULE}/__init__.py"] = _source(_PIPES_MODULE)
+        files[f"{VENDORED}/{_PIPES_MODULE}/__init__.py"] = _source(_PIPES_MODULE)
         files["__main__.py"] = _MAIN.encode()
         _check_size(module, files)
         buffer = io.BytesIO()
@@ -82,9 +85,14 @@ class Bundle:
 
     def upload(self, datastore: Datastore) -> str:
         """Store the bundle once per content and return its location."""
-        uri = datastore.uri(BUNDLES, f"{self.sha256}.zip")
-        datastore.storage().write_once(uri, self.content)
-        return uri
+        return upload_once(datastore, self.content, suffix=".zip")
+
+
+def upload_once(datastore: Datastore, content: bytes, *, suffix: str) -> str:
+    """Store what a batch needs under the name of its content, and return its location."""
+    uri = datastore.uri(BUNDLES, f"{hashlib.sha256(content).hexdigest()}{suffix}")
+    datastore.storage().write_once(uri, content)
+    return uri
 
 
 def source_files(module: str) -> Mapping[str, bytes]:

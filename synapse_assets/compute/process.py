@@ -61,8 +61,12 @@ class LocalProcesses(BatchService):
         """Start the bundle in a new process group, in a folder of its own."""
         folder = tempfile.mkdtemp(prefix="synapse-assets-")
         storage = self._datastore.storage()
-        bundle = storage.local_path(submission.bundle, folder=Path(folder))
-        job_file = storage.local_path(submission.job_file, folder=Path(folder))
+        try:
+            bundle = storage.local_path(submission.bundle, folder=Path(folder))
+            job_file = storage.local_path(submission.job_file, folder=Path(folder))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         environment = {
             **os.environ,
             # What a killed process leaves behind goes with its folder.
@@ -95,6 +99,10 @@ class LocalProcesses(BatchService):
         batch_id = str(popen.pid)
         self._processes[batch_id] = process
         return batch_id
+
+    def find(self, submission: Submission) -> str | None:
+        """Return None: a batch does not outlive the orchestrator that asked for it."""
+        return None
 
     def get_state(self, batch_id: str) -> BatchState:
         """Return the state of a batch that this process started."""

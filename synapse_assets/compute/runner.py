@@ -8,12 +8,17 @@ The job file is JSON:
     attempt      key of the attempt
     step         {module, function, parameters}
     engine       'spark' or 'python'
-    spark_conf   properties for a session that this process creates itself
     inputs       {parameter: reference}, references as `DatasetVersion.to_json` makes them
     outputs      {name: fields of `handlers.Target`}
-    storage      the store, as `Datastore.storage_spec` describes it
     manifest     where to write the manifest; `failure`: where to write why there is none
     pipes        environment variables that connect Dagster Pipes
+and, for a process of this machine:
+    storage      the store, as `Datastore.storage_spec` describes it
+    spark_conf   properties for a session that the process creates itself
+    arguments    the command line, for code that reads it
+or, for a driver on a cluster:
+    claim        file that only the first batch of a job can create
+    output       folder for what the driver says; see `channel`
 """
 
 import atexit
@@ -35,6 +40,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synapse_assets.compute.channel import Channel
 from synapse_assets.datasets import handlers
 from synapse_assets.datastore.storage import SECRETS, Storage, open_storage
 
@@ -48,12 +54,16 @@ Job = Mapping[str, Any]
 EXIT_STEP_FAILED = 3
 # Set by a parent that holds the other end of our standard input for as long as it lives.
 WATCH_PARENT = "SYNAPSE_ASSETS_WATCH_PARENT"
+# Folder of the bundle with modules for where they are not installed.
+VENDORED = "vendored"
+
+_JVM_CHECK_SECONDS = 0.5
 
 _PACKAGES = ("pyspark", "pyarrow", "pandas", "polars", "scikit-learn", "skops", "numpy")
 
 
 def main() -> None:
-    """Run the job whose file is named on the command line, and exit."""
+    """Run the job whose local file is named on the command line, and exit."""
     code = 0
     if os.environ.get(WATCH_PARENT):
         threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -61,36 +71,85 @@ def main() -> None:
         # up to a second to free memory piece by piece that goes with the process anyway.
         atexit.register(lambda: _exit(code))
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    os.environ.update(job["pipes"])
     # Taken out, so that no process of the engine has them in its environment.
     secrets = json.loads(os.environ.pop(SECRETS, "{}"))
     storage = open_storage(job["storage"], secrets.get("storage", {}))
-    import dagster_pipes
+    spark = functools.cache(lambda: _spark_session(job["spark_conf"], secrets.get("hadoop", {})))
+    sys.argv[1:] = job.get("arguments") or []
+    code = _run_and_tell(job, storage=storage, spark=spark)
+    sys.exit(code)
 
-    with dagster_pipes.open_dagster_pipes() as pipes:
+
+def main_on_cluster() -> None:
+    """Run the job whose URI is the first argument, in a Spark driver of a cluster, and exit.
+
+    Everything is read and written through Hadoop, with the identity of the cluster.
+    """
+    from pyspark.sql import SparkSession
+
+    from synapse_assets.datastore.hadoop import open_hadoop_storage
+
+    threading.Thread(target=_die_with_jvm, args=(os.getppid(),), daemon=True).start()
+    # At once: YARN gives up on a driver that has no session within a minute or two.
+    session = SparkSession.builder.getOrCreate()
+    storage = open_hadoop_storage(sys.argv[1], session)
+    text = storage.read_text(sys.argv[1])
+    if text is None:
+        sys.exit(f"There is no job file at {sys.argv[1]}: run the step again.")
+    job = json.loads(text)
+    application = session.sparkContext.applicationId
+    # A service may start a batch twice that was asked for once. Another try of the same
+    # application, which YARN makes where it is told to, goes on with its work.
+    claimed = storage.create_once(job["claim"], application.encode())
+    if not claimed and storage.read_text(job["claim"]) != application:
+        sys.exit(f"Another batch does this work already, so {application} leaves it alone.")
+    sys.argv[1:] = sys.argv[2:]
+    with Channel(storage, job["output"]).opened() as channel:
+        code = _run_and_tell(job, storage=storage, spark=lambda: session, channel=channel)
+    session.stop()
+    sys.exit(code)
+
+
+def _run_and_tell(
+    job: Job,
+    *,
+    storage: Storage,
+    spark: Callable[[], "SparkSession"],
+    channel: "Channel | None" = None,
+) -> int:
+    """Run a job, tell of it through Dagster Pipes, and return the exit code."""
+    os.environ.update(job["pipes"])
+    try:
+        import dagster_pipes
+    except ImportError:
+        sys.path.append(str(Path(__file__).parents[2] / VENDORED))
+        import dagster_pipes
+
+    writer = None if channel is None else channel.pipes_writer()
+    with dagster_pipes.open_dagster_pipes(message_writer=writer) as pipes:
         _forward_logging(pipes, package=job["step"]["module"].rpartition(".")[0])
         try:
-            run(job, storage=storage, hadoop_secrets=secrets.get("hadoop", {}))
+            run(job, storage=storage, spark=spark)
         except Exception as e:  # noqa: BLE001 -- whatever ends a step, its user has to be told
             trace = traceback.format_exc()
             print(trace, file=sys.stderr, flush=True)
             _write_json(storage, job["failure"], {"message": _message(e), "traceback": trace})
-            code = EXIT_STEP_FAILED
-    sys.exit(code)
+            return EXIT_STEP_FAILED
+    return 0
 
 
-def run(job: Job, *, storage: Storage, hadoop_secrets: Mapping[str, str]) -> None:
+def run(job: Job, *, storage: Storage, spark: Callable[[], "SparkSession"]) -> None:
     """Execute a job: load, call, write, and write the manifest as the last thing.
 
     Args:
         job: What the job file holds.
         storage: The store that the datasets lie in.
-        hadoop_secrets: Properties of Hadoop that no file may hold.
+        spark: Returns the Spark session.
     """
     started = time.monotonic()
     access = handlers.Access(
         storage=storage,
-        spark=functools.cache(lambda: _spark_session(job["spark_conf"], hadoop_secrets)),
+        spark=spark,
         hadoop_paths=job["engine"] == "spark",
     )
     function = getattr(import_module(job["step"]["module"]), job["step"]["function"])
@@ -175,9 +234,7 @@ def _write_outputs(
     """
 
     def write(name: str) -> dict[str, Any]:
-        return _write_output(
-            name, returned.get(name), arguments.get(name), targets[name], access
-        )
+        return _write_output(name, returned.get(name), arguments.get(name), targets[name], access)
 
     with ThreadPoolExecutor(len(targets) if access.hadoop_paths else 1) as pool:
         return dict(zip(targets, pool.map(write, targets), strict=True))
@@ -285,3 +342,14 @@ def _die_with_parent() -> None:
     while os.read(0, 1):
         pass
     os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _die_with_jvm(parent: int) -> None:
+    """Kill this process and its children once the driver's JVM is gone.
+
+    A cluster ends the JVM; this process would go on, with nobody to hear it.
+    """
+    os.setpgid(0, 0)
+    while os.getppid() == parent:
+        time.sleep(_JVM_CHECK_SECONDS)
+    os.killpg(0, signal.SIGKILL)

@@ -5,14 +5,14 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import dagster as dg
 from pydantic import Field
 
 from synapse_assets.compute.attempt import Attempt
-from synapse_assets.compute.batch import BatchService
+from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.compute.step import Step
 from synapse_assets.datasets.attempt import StagedDataset, attempt_key
 from synapse_assets.datasets.slot import Slot, only_partition
@@ -58,6 +58,15 @@ class CompletedStep:
         return result._replace(check_results=list(self._checks))
 
 
+@dataclass(frozen=True)
+class _Adopted:
+    """What an earlier try of the same work left: a batch, its proof, or both."""
+
+    submission: Submission
+    batch_id: str | None
+    manifest: dict[str, Any] | None
+
+
 class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
     """A place where steps run. Every target keeps the promises of docs/compute.md."""
 
@@ -71,16 +80,23 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
     )
 
     @abstractmethod
-    def batch_service(self) -> BatchService:
-        """Return the target's verbs.
+    def batch_service(self, options: dg.Config | None) -> BatchService:
+        """Return the target's verbs, for one step.
+
+        Args:
+            options: What the step asks for beside what the resource gives to every step.
 
         Raises:
             ConfigurationError: The target cannot run anything as it is configured.
         """
 
-    def spark_conf(self) -> Mapping[str, str]:
-        """Return the properties of a Spark session that the runner creates itself."""
-        return {}
+    def surroundings(self, options: dg.Config | None) -> Mapping[str, Any]:
+        """Return what the runner has to be told of where it runs. JSON-able."""
+        return {"storage": self.datastore.storage_spec()}
+
+    def limits(self) -> dict[BatchState, float]:
+        """Return how long a batch may be in each of its states, in seconds."""
+        return {BatchState.RUNNING: self.timeout_seconds}
 
     def run(
         self,
@@ -89,6 +105,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
         context: dg.AssetExecutionContext,
         inputs: Mapping[str, DatasetVersion],
         parameters: Mapping[str, Any] | None = None,
+        options: dg.Config | None = None,
     ) -> CompletedStep:
         """Run a step for the assets of `context` and return what it staged.
 
@@ -100,75 +117,121 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             context: The context of the asset.
             inputs: References to the versions that the step reads, by parameter name.
             parameters: Values for this run, added to those of the step.
+            options: What this step asks of the target, `SparkOptions` on Spark: it goes before
+                what the resource gives to every step.
 
         Raises:
             ConfigurationError: The target or the arguments are not as they must be.
             BundleError: The step's code cannot be shipped.
-            StepTimeoutError: The step ran longer than its limit and was cancelled.
+            StepTimeoutError: A phase of the step took longer than its limit; it was cancelled.
             StepFailedError: The step failed, or ended without proof that it finished.
         """
-        service = self.batch_service()
+        service = self.batch_service(options)
         slots = _slots(context)
         bundle = step.bundle()
-        partition = context.partition_key if context.has_partition_key else None
-        key = attempt_key(
-            root_run_id=context.run.root_run_id or context.run.run_id,
-            step_key=context.get_step_execution_context().step.key,
-            partition=partition,
-        )
         work = {
-            "attempt": key,
+            "attempt": _key_of(context),
             "step": {
                 "module": step.module,
                 "function": step.function,
                 "parameters": {**step.parameters, **(parameters or {})},
             },
             "engine": self.engine,
-            "storage": self.datastore.storage_spec(),
-            "spark_conf": self.spark_conf(),
+            **self.surroundings(options),
             "inputs": {name: version.to_json() for name, version in inputs.items()},
         }
         attempt = Attempt.of(
-            key,
+            work["attempt"],
             datastore=self.datastore,
             work={**work, "bundle": bundle.sha256, "outputs": list(slots)},
         )
-        manifest = attempt.manifest()
-        if manifest is not None:
-            context.log.info(f"{key} has already finished: its files are adopted.")
-            return _completed(manifest, slots, inputs=inputs, reported=())
-        batch_id = attempt.running_batch(service)
-        with _pipes_session(context) as session:
-            if batch_id is not None:
-                context.log.info(f"{key} is already running, as batch {batch_id}.")
-            else:
-                targets = {
-                    name: asdict(slot.fresh_target(self.datastore, attempt=key))
-                    for name, (_, slot) in slots.items()
-                }
+        adopted = _adopt(attempt, service, context)
+        if adopted is not None and adopted.manifest is not None and not service.keeps_messages:
+            return _completed(adopted.manifest, slots, inputs=inputs)
+        submission = (
+            attempt.new_submission(bundle=bundle.upload(self.datastore))
+            if adopted is None
+            else adopted.submission
+        )
+        with _pipes_session(context, service.message_reader(submission)) as session:
+            if adopted is None:
                 job = {
                     **work,
-                    "outputs": targets,
-                    "manifest": attempt.uri("manifest.json"),
-                    "failure": attempt.uri("failure.json"),
+                    "outputs": {
+                        name: asdict(slot.fresh_target(self.datastore, attempt=attempt.key))
+                        for name, (_, slot) in slots.items()
+                    },
+                    "manifest": attempt.uri(submission, "manifest.json"),
+                    "failure": attempt.uri(submission, "failure.json"),
+                    "claim": attempt.uri(submission, "claim"),
+                    "output": submission.output,
                     "pipes": session.get_bootstrap_env_vars(),
                 }
-                batch_id = attempt.submit(service, bundle=bundle.upload(self.datastore), job=job)
+                batch_id = attempt.submit(service, submission, job=job, run_id=context.run.run_id)
                 context.log.info(f"{step.entry_point} started as batch {batch_id}.")
-            manifest = attempt.wait(service, batch_id, timeout=self.timeout_seconds)
-        reported = session.get_reported_results()
-        return _completed(manifest, slots, inputs=inputs, reported=reported)
+                adopted = _Adopted(submission, batch_id, None)
+            manifest = adopted.manifest
+            if manifest is None:
+                assert adopted.batch_id is not None
+                manifest = attempt.wait(
+                    service,
+                    adopted.batch_id,
+                    submission,
+                    limits=self.limits(),
+                    say=context.log.info,
+                )
+        return _completed(
+            manifest,
+            slots,
+            inputs=inputs,
+            reported=session.get_reported_results(),
+            use=service.describe_use(adopted.batch_id) if adopted.batch_id is not None else {},
+        )
+
+
+def _key_of(context: dg.AssetExecutionContext) -> str:
+    return attempt_key(
+        root_run_id=context.run.root_run_id or context.run.run_id,
+        step_key=context.get_step_execution_context().step.key,
+        partition=context.partition_key if context.has_partition_key else None,
+    )
+
+
+def _adopt(
+    attempt: Attempt, service: BatchService, context: dg.AssetExecutionContext
+) -> _Adopted | None:
+    """Return what an earlier try left of the same work, None if there is nothing to go on with."""
+    last = attempt.last_submission()
+    if last is None:
+        return None
+    submission, batch_id = last
+    manifest = attempt.manifest(submission)
+    if manifest is not None:
+        context.log.info(f"{attempt.key} has already finished: its files are adopted.")
+        return _Adopted(submission, batch_id, manifest)
+    if batch_id is None:
+        batch_id = service.find(submission)
+    if batch_id is None:
+        return None
+    while (state := service.get_state(batch_id)) is BatchState.UNKNOWN:
+        service.wait(batch_id, seconds=1.0)
+    if state.is_final:
+        return None
+    context.log.info(f"{attempt.key} is already there, as batch {batch_id}: it is adopted.")
+    return _Adopted(submission, batch_id, None)
 
 
 @contextmanager
-def _pipes_session(context: dg.AssetExecutionContext) -> Iterator[dg.PipesSession]:
+def _pipes_session(
+    context: dg.AssetExecutionContext, reader: dg.PipesMessageReader
+) -> Iterator[dg.PipesSession]:
     with warnings.catch_warnings():
         # Dagster marks what it calls here as a preview, to itself.
         warnings.simplefilter("ignore", dg.PreviewWarning)
         with dg.open_pipes_session(
             context=context,
             context_injector=dg.PipesEnvContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
+            message_reader=reader,
         ) as session:
             yield session
 
@@ -196,7 +259,8 @@ def _completed(
     slots: Mapping[str, tuple[dg.AssetKey, Slot]],
     *,
     inputs: Mapping[str, DatasetVersion],
-    reported: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult],
+    reported: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult] = (),
+    use: Mapping[str, Any] | None = None,
 ) -> CompletedStep:
     """Return the result of a step from its manifest and what it reported through Pipes."""
     seconds = manifest["seconds"]
@@ -204,6 +268,7 @@ def _completed(
         "seconds": dg.MetadataValue.float(round(seconds["load"] + seconds["run"], 2)),
         "inputs": dg.MetadataValue.json({v.name: v.version for v in inputs.values()}),
         "environment": dg.MetadataValue.json(manifest["environment"]),
+        **(use or {}),
     }
     materializations = []
     for name, (key, _) in slots.items():

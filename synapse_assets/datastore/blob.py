@@ -84,6 +84,8 @@ class BlobStorage(Storage):
         """Put a blob with If-None-Match, so that only one of several writers puts it."""
         from azure.core.exceptions import ResourceExistsError
 
+        if self.stat(uri) is not None:
+            return
         with self._explained("write", uri), contextlib.suppress(ResourceExistsError):
             self.container_client.upload_blob(self._name(uri), content, overwrite=False)
 

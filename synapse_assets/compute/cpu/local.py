@@ -2,9 +2,12 @@
 
 from typing import ClassVar, Literal
 
+import dagster as dg
+
 from synapse_assets.compute.batch import BatchService
 from synapse_assets.compute.process import LocalProcesses
 from synapse_assets.compute.target import ComputeTarget
+from synapse_assets.errors import ConfigurationError
 
 
 class LocalCpu(ComputeTarget):
@@ -12,6 +15,14 @@ class LocalCpu(ComputeTarget):
 
     engine: ClassVar[Literal["spark", "python"]] = "python"
 
-    def batch_service(self) -> BatchService:
-        """Return the subprocesses of this machine."""
+    def batch_service(self, options: dg.Config | None) -> BatchService:
+        """Return the subprocesses of this machine.
+
+        Raises:
+            ConfigurationError: Options were given, and there are none here.
+        """
+        if options is not None:
+            raise ConfigurationError(
+                f"LocalCpu takes no options, and a step gives it {type(options).__name__}."
+            )
         return LocalProcesses(self.datastore)

@@ -4,13 +4,15 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import dagster as dg
 from pydantic import Field
 
 from synapse_assets.compute.batch import BatchService
 from synapse_assets.compute.java import require_java
 from synapse_assets.compute.process import LocalProcesses
+from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.errors import ConfigurationError
 
@@ -35,18 +37,46 @@ class LocalSpark(ComputeTarget):
         "does not bring; needed with a datastore on Azure only.",
     )
 
-    def spark_conf(self) -> Mapping[str, str]:
-        """Return the session's properties; `conf` has the last word.
+    def surroundings(self, options: dg.Config | None) -> Mapping[str, Any]:
+        """Return the store, the session's properties and the step's command line.
 
         Raises:
-            ConfigurationError: The datastore needs jars that are not there.
+            ConfigurationError: The datastore needs jars that are not there, or an option is wrong.
         """
+        asked = SparkOptions() if options is None else options
+        if not isinstance(asked, SparkOptions):
+            raise ConfigurationError(
+                f"LocalSpark takes SparkOptions, and a step gives it {type(options).__name__}."
+            )
+        return {
+            **super().surroundings(options),
+            "spark_conf": self.spark_conf(asked),
+            "arguments": asked.arguments or [],
+        }
+
+    def spark_conf(self, options: SparkOptions | None = None) -> Mapping[str, str]:
+        """Return the session's properties; those of a step go before `conf`, which goes before all.
+
+        Executors have no size here: there are none, the driver runs the tasks.
+
+        Raises:
+            ConfigurationError: The datastore needs jars that are not there, or an option is wrong.
+        """
+        asked = options or SparkOptions()
+        asked.check()
         hadoop = self.datastore.hadoop_configuration().public
+        code = [*(asked.py_files or []), *map(str, asked.wheels())]
+        lists = {
+            "spark.submit.pyFiles": code,
+            "spark.jars": asked.jars,
+            "spark.files": asked.files,
+            "spark.archives": asked.archives,
+        }
         return {
             **{f"spark.hadoop.{name}": value for name, value in hadoop.items()},
             **self._class_path(),
             "spark.master": self.master,
-            "spark.driver.memory": self.driver_memory,
+            "spark.driver.memory": asked.driver_memory or self.driver_memory,
             # Nothing here listens beyond this machine.
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
@@ -56,7 +86,9 @@ class LocalSpark(ComputeTarget):
             "spark.sql.session.timeZone": "UTC",
             # The default of 200 partitions is meant for a cluster.
             "spark.sql.shuffle.partitions": "8",
+            **{name: ",".join(values) for name, values in lists.items() if values},
             **self.conf,
+            **(asked.conf or {}),
         }
 
     def _class_path(self) -> Mapping[str, str]:
@@ -71,7 +103,7 @@ class LocalSpark(ComputeTarget):
         jars = os.pathsep.join(str(jar) for jar in sorted(Path(self.abfs_jars).glob("*.jar")))
         return {"spark.driver.extraClassPath": jars}
 
-    def batch_service(self) -> BatchService:
+    def batch_service(self, options: dg.Config | None) -> BatchService:
         """Return the subprocesses of this machine.
 
         Raises:

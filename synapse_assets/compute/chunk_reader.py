@@ -1,0 +1,122 @@
+"""The orchestrator's end of the channel of a step on a cluster."""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from synapse_assets.compute.channel import chunk_uri
+from synapse_assets.datastore.storage import Storage
+from synapse_assets.errors import StorageError
+
+if TYPE_CHECKING:
+    from dagster._core.pipes.context import PipesMessageHandler
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+# Of a step that says nothing for a while, later news will do.
+_IDLE_POLL_SECONDS = 1.0
+_IDLE_AFTER_POLLS = 60
+_MAX_PAUSE_SECONDS = 15.0
+# How often the store is asked for the rest of the output after the batch has ended.
+_CLOSING_TRIES = 5
+_TAIL_LINES = 40
+_STREAMS = {"stdout": 1, "stderr": 2}
+
+
+class ChunkReader(dg.PipesMessageReader):
+    """Follows the chunks of one batch.
+
+    Output goes to this process's stdout and stderr, messages go to Dagster Pipes. It reads from
+    the first chunk on, so that whoever adopts a batch sees the whole of its log.
+
+    Attributes:
+        said_last: Set when the step has said that it ended, which the service tells later.
+        tail: The last lines of the output.
+        has_output: Whether a chunk has come.
+    """
+
+    def __init__(self, storage: Storage, folder: str, *, said_last: threading.Event) -> None:
+        """Create the reader.
+
+        Args:
+            storage: The store.
+            folder: Location of the folder with the chunks.
+            said_last: Is set by the last chunk.
+        """
+        self.said_last = said_last
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self.has_output = False
+        self._storage = storage
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def read_messages(self, handler: "PipesMessageHandler") -> Iterator[dict[str, Any]]:
+        """Follow the chunks, from a thread, until the block has ended and all is read."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(handler, stop), daemon=True)
+        thread.start()
+        try:
+            # The job file says where the chunks go.
+            yield {}
+        finally:
+            stop.set()
+            thread.join()
+
+    def no_messages_debug_text(self) -> str:
+        """Return where messages were looked for."""
+        return f"Messages were looked for in {self._folder}."
+
+    def _follow(self, handler: "PipesMessageHandler", stop: threading.Event) -> None:
+        number, idle, failures = 1, 0, 0
+        while True:
+            # Asked first: what was written before the end is read after it.
+            is_ending = stop.is_set()
+            try:
+                text = self._storage.read_text(chunk_uri(self._folder, number))
+                failures = 0
+            except StorageError as e:
+                failures += 1
+                if is_ending and failures > _CLOSING_TRIES:
+                    logger.warning("The end of the step's output could not be read: %s", e)
+                    return
+                time.sleep(min(_POLL_SECONDS * 2**failures, _MAX_PAUSE_SECONDS))
+                continue
+            if text is not None:
+                number, idle = number + 1, 0
+                if self._handle(json.loads(text), handler):
+                    self.said_last.set()
+                    return
+            elif is_ending:
+                return
+            else:
+                idle += 1
+                stop.wait(_POLL_SECONDS if idle < _IDLE_AFTER_POLLS else _IDLE_POLL_SECONDS)
+
+    def _handle(self, chunk: dict[str, Any], handler: "PipesMessageHandler") -> bool:
+        """Pass a chunk on, and return whether it is the last one."""
+        self.has_output = True
+        for stream, descriptor in _STREAMS.items():
+            content = chunk[stream].encode("utf-8", "surrogateescape")
+            _write_all(descriptor, content)
+            self.tail.extend(content.decode(errors="replace").splitlines())
+        if chunk["lost"]:
+            note = f"[{chunk['lost']:,} bytes of output were lost: the store could not take them]"
+            _write_all(_STREAMS["stderr"], f"{note}\n".encode())
+            self.tail.append(note)
+        for message in chunk["messages"]:
+            handler.handle_message(message)
+        return bool(chunk["is_last"])
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]

@@ -1,0 +1,357 @@
+"""The life of a batch on a Livy service: one batch per submission, whatever the network does."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dagster as dg
+
+from synapse_assets.compute.batch import BatchService, BatchState, Submission
+from synapse_assets.compute.chunk_reader import ChunkReader
+from synapse_assets.compute.spark.explanations import driver_traceback, explain
+from synapse_assets.compute.spark.livy import CallError, LivyBatch, LivyClient
+from synapse_assets.datastore.storage import Storage
+from synapse_assets.errors import ServiceUnavailableError, StepFailedError
+
+logger = logging.getLogger(__name__)
+
+# Every state that Livy and Synapse have (azure-synapse-spark: LivyStates). One that is not here is
+# not final.
+_STATES = {
+    "not_started": BatchState.QUEUED,
+    "starting": BatchState.STARTING,
+    "recovering": BatchState.RUNNING,
+    "running": BatchState.RUNNING,
+    "idle": BatchState.RUNNING,
+    "busy": BatchState.RUNNING,
+    "shutting_down": BatchState.ENDING,
+    "success": BatchState.ENDED,
+    "error": BatchState.ENDED,
+    "dead": BatchState.ENDED,
+    "killed": BatchState.ENDED,
+}
+# Synapse's verdict, which is there also for a batch that never came to Livy.
+_VERDICTS = ("Succeeded", "Failed", "Cancelled")
+
+_MIN_POLL_SECONDS = 0.5
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+# When a lost request is looked for, in seconds after the look before: a list may lag behind.
+_LOOKS = (0.0, 1.0, 2.0, 4.0)
+# A token that has just expired, a role that has just been given: a service may refuse what it
+# accepts a little later.
+_REFUSALS = 3
+# One answer that there is no such batch may come from a server that is just starting.
+_NOT_FOUND = 3
+_LOG_LINES = 100
+
+_BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _GONE = 400, 401, 403, 404
+_TIMEOUT, _CONFLICT, _THROTTLED = 408, 409, 429
+_TRANSIENT = (_TIMEOUT, _CONFLICT, _THROTTLED)
+
+
+class LivyBatches(BatchService):
+    """The batches of one Livy service, as one step uses them."""
+
+    keeps_messages = True
+
+    def __init__(
+        self,
+        client: LivyClient,
+        storage: Storage,
+        *,
+        make_request: Callable[[Submission], Mapping[str, Any]],
+        describe: Callable[[LivyBatch], Mapping[str, Any]],
+        place: str,
+        patience: float,
+        submit_limit: float,
+        cancel_limit: float,
+    ) -> None:
+        """Create the service; nothing is contacted.
+
+        Args:
+            client: The five verbs.
+            storage: Where the batches leave what they say.
+            make_request: Returns the request of a submission; called once per submission.
+            describe: Returns metadata about a batch.
+            place: What messages call the service: 'the Spark pool spark01 of workspace …'.
+            patience: How long the service may be out of reach, in seconds.
+            submit_limit: How long to wait for a service that has no room, in seconds.
+            cancel_limit: How long a cancelled batch may take to end, in seconds.
+        """
+        self._client = client
+        self._storage = storage
+        self._make_request = make_request
+        self._describe = describe
+        self._place = place
+        self._patience = patience
+        self._submit_limit = submit_limit
+        self._cancel_limit = cancel_limit
+        self._said_last = threading.Event()
+        self._reader: ChunkReader | None = None
+        self._seen: dict[str, LivyBatch] = {}
+        self._unknown_states: set[str] = set()
+        self._not_found = 0
+        self._refusals = 0
+        self._failures = 0
+        self._failing_since: float | None = None
+        self._pause = 0.0
+
+    def message_reader(self, submission: Submission) -> dg.PipesMessageReader:
+        """Return what follows the chunks of the submission's batch."""
+        self._reader = ChunkReader(self._storage, submission.output, said_last=self._said_last)
+        return self._reader
+
+    def submit(self, submission: Submission) -> str:
+        """Ask for the batch, and ask again only when it is known that there is none.
+
+        Raises:
+            StepFailedError: The service does not take it; none was started.
+            ServiceUnavailableError: The service was out of reach, or had no room, for too long.
+        """
+        request = self._make_request(submission)
+        patience = _Patience(self._submit_limit)
+        refusals = 0
+        while True:
+            found = None
+            try:
+                return self._remember(self._client.post_batch(request))
+            except CallError as e:
+                error = e
+            refusals += _is_refusal(error)
+            if not _is_refusal(error):
+                found = None if error.status == _THROTTLED else self._search(submission)
+            elif error.status == _BAD_REQUEST:
+                # A name that is taken is that of a batch whose answer was lost.
+                found = self._look(submission)
+            if found is not None:
+                return found
+            if _is_refusal(error) and not _may_pass(error, refusals):
+                raise StepFailedError(
+                    f"{self._place} did not take the batch {submission.name}. "
+                    f"{_explained(str(error))}"
+                ) from error
+            logger.warning("%s; it is asked again.", error)
+            if not patience.wait(error):
+                raise ServiceUnavailableError(
+                    f"{self._place} did not start the batch {submission.name} within "
+                    f"{self._submit_limit:g} s. {_explained(str(error))}"
+                ) from error
+
+    def find(self, submission: Submission) -> str | None:
+        """Return the id of a submission's batch, None if the service has none.
+
+        Raises:
+            ServiceUnavailableError: The service could not be asked.
+        """
+        return self._search(submission)
+
+    def get_state(self, batch_id: str) -> BatchState:
+        """Ask once. What a service out of reach said last holds until the patience is over.
+
+        Raises:
+            ServiceUnavailableError: It was out of reach for longer than that.
+            StepFailedError: It refuses to tell, again and again.
+        """
+        try:
+            batch = self._client.get_batch(batch_id)
+        except CallError as e:
+            if e.status == _GONE:
+                self._not_found += 1
+                if self._not_found >= _NOT_FOUND:
+                    return BatchState.VANISHED
+            else:
+                self._tolerate(e)
+            self._pause = max(e.retry_after or 0.0, self._pause)
+            known = self._seen.get(batch_id)
+            return BatchState.UNKNOWN if known is None else self._state_of(known)
+        self._not_found = self._refusals = self._failures = 0
+        self._failing_since, self._pause = None, 0.0
+        self._remember(batch)
+        return self._state_of(batch)
+
+    def wait(self, batch_id: str, *, seconds: float) -> None:
+        """Sleep, less long when the step has said that it is at its end."""
+        seconds = max(seconds, _MIN_POLL_SECONDS, self._pause)
+        if self._said_last.is_set():
+            time.sleep(max(_MIN_POLL_SECONDS, self._pause))
+            return
+        if self._said_last.wait(seconds) and self._pause:
+            time.sleep(self._pause)
+
+    def cancel(self, batch_id: str) -> None:
+        """Delete the batch, and return when the service says that it is at its end.
+
+        Raises:
+            ServiceUnavailableError: That could not be made sure of in time.
+        """
+        patience = _Patience(self._cancel_limit)
+        is_deleted = False
+        while True:
+            error = None
+            try:
+                try:
+                    if not is_deleted:
+                        self._client.delete_batch(batch_id)
+                        is_deleted = True
+                finally:
+                    # Of a batch that is at its end some services refuse to cancel anything.
+                    if self._state_of(self._client.get_batch(batch_id)).is_final:
+                        return  # noqa: B012 -- then what was refused does not matter
+            except CallError as e:
+                if e.status == _GONE:
+                    return
+                error = e
+            if not patience.wait(error):
+                raise ServiceUnavailableError(
+                    f"The batch {batch_id} of {self._place} could not be cancelled within "
+                    f"{self._cancel_limit:g} s and may still run: look at it there and end it. "
+                    f"{error or 'It does not end.'}"
+                ) from error
+
+    def describe_end(self, batch_id: str) -> str:
+        """Return the driver's traceback, what the service says, and the end of the output."""
+        batch = self._seen.get(batch_id)
+        said = [] if batch is None else [f"the batch {batch_id} ended as '{batch.state}'"]
+        said += [
+            f"{error['source']} error {error['errorCode']}: {error['message']}".strip()
+            for error in (batch.errors if batch else ())
+        ]
+        own = list(self._reader.tail) if self._reader else []
+        log = self._log_tail(batch_id)
+        source = batch.errors[0]["source"] if batch and batch.errors else None
+        explanation = explain("\n".join([*said, *own, *log]), source=source)
+        trace = driver_traceback([*own, *log])
+        parts = [
+            trace if trace is not None and trace not in "\n".join(own) else "",
+            "" if explanation is None else f"{explanation.cause} {explanation.remedy}",
+            "\n".join(said),
+            "\n".join(own or log),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def describe_use(self, batch_id: str) -> Mapping[str, Any]:
+        """Return metadata about the batch, as far as the service told it."""
+        batch = self._seen.get(batch_id)
+        return {} if batch is None else self._describe(batch)
+
+    def _log_tail(self, batch_id: str) -> list[str]:
+        """Return the end of the service's own log of the batch, which says what is left out."""
+        try:
+            first = self._client.get_batch_logs(batch_id, start=0, size=_LOG_LINES)
+            lines = list(first.lines)
+            while first.start is not None and len(first.lines) == _LOG_LINES:
+                first = self._client.get_batch_logs(batch_id, start=len(lines), size=_LOG_LINES)
+                lines += first.lines
+        except CallError as e:
+            return [f"[the service's log could not be read: {e}]"]
+        cut = [f"[{len(lines) - _LOG_LINES} earlier lines]"] if len(lines) > _LOG_LINES else []
+        return [*cut, *lines[-_LOG_LINES:]]
+
+    def _remember(self, batch: LivyBatch) -> str:
+        self._seen[batch.id] = batch
+        return batch.id
+
+    def _state_of(self, batch: LivyBatch) -> BatchState:
+        if batch.result in _VERDICTS:
+            return BatchState.ENDED
+        state = _STATES.get(batch.state)
+        if state is None:
+            if batch.state not in self._unknown_states:
+                self._unknown_states.add(batch.state)
+                logger.warning(
+                    "Batch %s is in the state '%s', which is unknown here; it is taken to run.",
+                    batch.id,
+                    batch.state,
+                )
+            return BatchState.RUNNING
+        return state
+
+    def _tolerate(self, error: CallError) -> None:
+        """Put up with an error for as long as the patience lasts, and with refusals for less."""
+        now = time.monotonic()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if _is_refusal(error):
+            self._refusals += 1
+            if self._refusals >= _REFUSALS:
+                raise StepFailedError(
+                    f"{self._place} does not tell how the batch is. {_explained(str(error))}"
+                ) from error
+        if now - self._failing_since > self._patience:
+            raise ServiceUnavailableError(
+                f"{self._place} was out of reach for {self._patience:g} s: {error}"
+            ) from error
+        if self._failures == 0:
+            logger.warning("%s; it is asked again.", error)
+        self._pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
+        self._failures += 1
+
+    def _search(self, submission: Submission) -> str | None:
+        """Look for a submission's batch several times, since a list may lag behind.
+
+        Raises:
+            ServiceUnavailableError: The service could not be asked.
+        """
+        for pause in _LOOKS:
+            time.sleep(pause)
+            found = self._look(submission)
+            if found is not None:
+                return found
+        return None
+
+    def _look(self, submission: Submission) -> str | None:
+        patience = _Patience(self._patience)
+        refusals = 0
+        while True:
+            try:
+                for batch in self._client.all_batches():
+                    # A name of one's own may come before that of the submission.
+                    if (batch.name or "").endswith(submission.name):
+                        return self._remember(batch)
+            except CallError as e:
+                refusals += _is_refusal(e)
+                if refusals >= _REFUSALS or not patience.wait(e):
+                    raise ServiceUnavailableError(
+                        f"It is not known whether {self._place} has a batch {submission.name}: "
+                        f"{e}. If it has, end it there."
+                    ) from e
+            else:
+                return None
+
+
+class _Patience:
+    """Waits longer and longer between tries, for so long in all."""
+
+    def __init__(self, limit: float) -> None:
+        self._deadline = time.monotonic() + limit
+        self._tries = 0
+
+    def wait(self, error: CallError | None) -> bool:
+        """Wait before the next try; return False at once if the time is up."""
+        asked = 0.0 if error is None else error.retry_after or 0.0
+        pause = max(_PAUSES[min(self._tries, len(_PAUSES) - 1)], asked)
+        self._tries += 1
+        if time.monotonic() + pause > self._deadline:
+            return False
+        time.sleep(pause)
+        return True
+
+
+def _is_refusal(error: CallError) -> bool:
+    """Tell whether the service has understood the request, and will not do it."""
+    status = error.status
+    return status is not None and 400 <= status < 500 and status not in _TRANSIENT
+
+
+def _may_pass(error: CallError, refusals: int) -> bool:
+    """Tell whether what was refused may be taken later: a new token, or room in the pool."""
+    if error.status == _UNAUTHORIZED:
+        return refusals < _REFUSALS
+    explanation = explain(str(error))
+    return explanation is not None and explanation.is_transient
+
+
+def _explained(text: str) -> str:
+    explanation = explain(text)
+    return text if explanation is None else f"{explanation.cause} {explanation.remedy} ({text})"

@@ -1,0 +1,217 @@
+"""Apache Livy's batches: the seam of five verbs, and the client for a plain Livy server.
+
+Sources: the REST API of Apache Livy 0.7 and 0.8 (https://livy.apache.org/docs/latest/rest-api.html).
+"""
+
+import datetime as dt
+import email.utils
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import requests
+
+_CONNECT_SECONDS = 10.0
+_READ_SECONDS = 60.0
+_PAGE = 100
+_MAX_RETRY_AFTER_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class LivyBatch:
+    """A batch as the service tells of it.
+
+    Attributes:
+        id: Its id, an opaque string.
+        state: Livy's state, in the service's own word.
+        name: The name it was given; None where the service does not tell.
+        result: Synapse's verdict: 'Uncertain' until there is one; None on plain Livy.
+        application_id: YARN's or Spark's id of the application, None until there is one.
+        links: Pages about it, by name: 'sparkUiUrl', 'driverLogUrl'.
+        log: The last lines of its log.
+        errors: What the service says went wrong: 'message', 'errorCode', 'source'.
+        times: When it came into a state, by Livy's names for these: 'startingAt', ….
+    """
+
+    id: str
+    state: str
+    name: str | None = None
+    result: str | None = None
+    application_id: str | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
+    log: Sequence[str] = ()
+    errors: Sequence[Mapping[str, str]] = ()
+    times: Mapping[str, dt.datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LogPage:
+    """Some lines of a batch's log.
+
+    Attributes:
+        lines: The lines.
+        start: Number of the first of them, counted from 0; None where the service does not tell.
+    """
+
+    lines: Sequence[str]
+    start: int | None = None
+
+
+class CallError(Exception):
+    """A call to the service that did not succeed.
+
+    Attributes:
+        status: The status of HTTP; None if there was no answer, or none that can be read.
+        retry_after: How long the service asks to be left alone, in seconds.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        """Create the error from what the service or the network says."""
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class LivyClient(ABC):
+    """The five verbs. Each sends one request, once; whoever calls decides what to do about errors.
+
+    Every verb raises a `CallError` if the request did not succeed.
+    """
+
+    page_size = _PAGE
+
+    @abstractmethod
+    def post_batch(self, request: Mapping[str, Any]) -> LivyBatch:
+        """Ask for a batch.
+
+        Args:
+            request: Livy's fields ('file', 'args', 'name', …), and 'tags' where they are known.
+        """
+
+    @abstractmethod
+    def get_batch(self, batch_id: str) -> LivyBatch:
+        """Return a batch."""
+
+    @abstractmethod
+    def list_batches(self, start: int) -> tuple[list[LivyBatch], int]:
+        """Return up to `page_size` batches from number `start` on, and how many there are."""
+
+    @abstractmethod
+    def delete_batch(self, batch_id: str) -> None:
+        """End a batch."""
+
+    @abstractmethod
+    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
+        """Return up to `size` lines of the log of a batch from line `start` on, if kept."""
+
+    def all_batches(self) -> Iterator[LivyBatch]:
+        """Yield every batch that the service knows, page by page."""
+        start, total = 0, 1
+        while start < total:
+            page, total = self.list_batches(start)
+            yield from page
+            if not page:
+                return
+            start += len(page)
+
+
+class HttpLivyClient(LivyClient):
+    """A plain Livy server."""
+
+    def __init__(self, url: str, *, login: tuple[str, str] | None = None) -> None:
+        """Create the client; nothing is contacted.
+
+        Args:
+            url: Where Livy answers, such as 'https://cluster.azurehdinsight.net/livy'.
+            login: User and password for HTTP's basic authentication.
+        """
+        import requests
+
+        self._url = url.rstrip("/")
+        self._session = requests.Session()
+        self._session.auth = login
+        # Livy demands it where its protection against cross-site requests is on.
+        self._session.headers["X-Requested-By"] = "synapse-assets"
+
+    def post_batch(self, request: Mapping[str, Any]) -> LivyBatch:
+        """Ask for a batch. Livy refuses fields that it does not know, so tags are left out."""
+        known = {name: value for name, value in request.items() if name != "tags"}
+        return _batch(self._call("POST", "/batches", json=known))
+
+    def get_batch(self, batch_id: str) -> LivyBatch:
+        """Return a batch."""
+        return _batch(self._call("GET", f"/batches/{batch_id}"))
+
+    def list_batches(self, start: int) -> tuple[list[LivyBatch], int]:
+        """Return up to `page_size` batches from number `start` on, and how many there are."""
+        page = self._call("GET", "/batches", params={"from": start, "size": self.page_size})
+        return [_batch(batch) for batch in page["sessions"]], page["total"]
+
+    def delete_batch(self, batch_id: str) -> None:
+        """End a batch; Livy forgets it then."""
+        self._call("DELETE", f"/batches/{batch_id}")
+
+    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
+        """Return lines of the log; of a long one Livy keeps the end only."""
+        page = self._call("GET", f"/batches/{batch_id}/log", params={"from": start, "size": size})
+        return LogPage(page["log"], page["from"])
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        import requests
+
+        timeout = (_CONNECT_SECONDS, _READ_SECONDS)
+        try:
+            response = self._session.request(
+                method, f"{self._url}{path}", timeout=timeout, **arguments
+            )
+            if response.ok:
+                answer: dict[str, Any] = response.json()
+                return answer
+        except (requests.RequestException, ValueError) as e:
+            raise CallError(f"{self._url} could not be asked: {e}") from e
+        raise CallError(
+            _message(response),
+            status=response.status_code,
+            retry_after=parse_retry_after(response.headers.get("Retry-After")),
+        )
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Return a Retry-After header (RFC 9110, 10.2.3) in seconds, None if there is none to use."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            at = email.utils.parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (at - dt.datetime.now(tz=at.tzinfo)).total_seconds()
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
+
+
+def _message(response: "requests.Response") -> str:
+    """Return what a refusal says: Livy's 'msg', or the first line of another page."""
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = response.text.strip().partition("\n")[0]
+    if isinstance(answer, dict) and "msg" in answer:
+        answer = answer["msg"]
+    return f"HTTP {response.status_code} {response.reason}: {answer}"
+
+
+def _batch(answer: Mapping[str, Any]) -> LivyBatch:
+    return LivyBatch(
+        id=str(answer["id"]),
+        state=answer["state"],
+        name=answer.get("name"),
+        application_id=answer.get("appId"),
+        links={name: url for name, url in (answer.get("appInfo") or {}).items() if url},
+        log=answer.get("log") or (),
+    )

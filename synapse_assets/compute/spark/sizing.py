@@ -1,0 +1,200 @@
+"""How large a batch is, whether a Synapse pool can hold it, and what it costs.
+
+The sizes of nodes are Microsoft's, as published in "Apache Spark pool configurations in Azure
+Synapse Analytics" (learn.microsoft.com/azure/synapse-analytics/spark/
+apache-spark-pool-configurations). A batch that is refused here would be refused by the service,
+or would wait for executors that never come. Where the service's rule is not published the check
+lets the batch pass.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from synapse_assets.compute.spark.options import SparkOptions
+from synapse_assets.errors import ConfigurationError
+
+# What Spark takes on YARN when nothing is said, and Livy adds nothing to it. SynapseSparkStep had
+# no defaults: it demanded all five.
+DEFAULT_CORES = 1
+DEFAULT_MEMORY = "1g"
+DEFAULT_EXECUTORS = 2
+
+# A container is the heap and an overhead; these are Spark's defaults for the overhead.
+_OVERHEAD_SHARE = 0.1
+_MIN_OVERHEAD_MB = 384
+
+_MB_PER_UNIT = {"k": 1 / 1024, "m": 1, "g": 1024, "t": 1024**2}
+_SIZE = re.compile(r"([0-9]+)([kmgt]?)b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class NodeSize:
+    """The size of a pool's nodes.
+
+    Attributes:
+        vcores: vCores of a node.
+        memory_gb: Memory of a node, as published.
+        heap_gb: Largest heap that a driver or executor may ask for: what is left to it when the
+            node's system and the overhead have their part.
+    """
+
+    vcores: int
+    memory_gb: int
+    heap_gb: int
+
+    @property
+    def container_mb(self) -> int:
+        """Memory for the containers of a node: that of the largest heap and its overhead."""
+        return self.heap_gb * 1024 + _default_overhead_mb(self.heap_gb * 1024)
+
+
+# The heaps are those that Microsoft Fabric takes for nodes of these sizes; Azure ML's documentation
+# has 28 GB with 4 cores. That of XXXLarge (isolated compute) is published nowhere: it is what
+# Spark's own overhead leaves of the node.
+NODE_SIZES: Mapping[str, NodeSize] = {
+    "Small": NodeSize(vcores=4, memory_gb=32, heap_gb=28),
+    "Medium": NodeSize(vcores=8, memory_gb=64, heap_gb=56),
+    "Large": NodeSize(vcores=16, memory_gb=128, heap_gb=112),
+    "XLarge": NodeSize(vcores=32, memory_gb=256, heap_gb=224),
+    "XXLarge": NodeSize(vcores=64, memory_gb=432, heap_gb=400),
+    "XXXLarge": NodeSize(vcores=80, memory_gb=504, heap_gb=458),
+}
+
+
+@dataclass(frozen=True)
+class _Container:
+    """What one driver or executor takes of a node."""
+
+    role: Literal["driver", "executor"]
+    cores: int
+    memory: str
+    overhead_mb: int
+
+    @property
+    def mb(self) -> int:
+        return _megabytes(self.memory) + self.overhead_mb
+
+
+def count_vcores(options: SparkOptions) -> int:
+    """Return the vCores that a batch asks for: the driver's and those of all its executors."""
+    return _cores(options.driver_cores) + _executors(options) * _cores(options.executor_cores)
+
+
+def vcore_seconds(vcores: int, seconds: float) -> float:
+    """Return the vCore-seconds of a batch that held `vcores` for `seconds`."""
+    return vcores * seconds
+
+
+def cost(vcore_seconds: float, price_per_vcore_hour: float) -> float:
+    """Return what vCore-seconds cost, in the price's currency.
+
+    Synapse bills the nodes of a pool's instance from their start until they idle out. What a
+    batch took is a part of that; the rest is no one batch's.
+    """
+    return vcore_seconds / 3600 * price_per_vcore_hour
+
+
+def check_size(options: SparkOptions, node_size: str, max_nodes: int | None = None) -> None:
+    """Check that a pool can hold a batch, before anything is sent.
+
+    Args:
+        options: The options of the batch.
+        node_size: Size of the pool's nodes.
+        max_nodes: How many nodes the pool has or may grow to; None leaves that unchecked.
+
+    Raises:
+        ConfigurationError: A driver or executor is larger than a node, all of them together are
+            larger than the pool, or a value is not as it must be.
+    """
+    options.check()
+    if node_size not in NODE_SIZES:
+        known = ", ".join(NODE_SIZES)
+        raise ConfigurationError(f"The node size {node_size!r} is none of: {known}.")
+    driver = _container(options, "driver")
+    executor = _container(options, "executor")
+    for container in (driver, executor):
+        _check_container(container, node_size)
+    executors = _executors(options)
+    if max_nodes is None:
+        return
+    node = NODE_SIZES[node_size]
+    beside_driver = _fit(
+        executor, vcores=node.vcores - driver.cores, mb=node.container_mb - driver.mb
+    )
+    per_node = _fit(executor, vcores=node.vcores, mb=node.container_mb)
+    room = beside_driver + (max_nodes - 1) * per_node
+    if executors > room:
+        raise ConfigurationError(
+            f"The pool's {max_nodes} {node_size} nodes hold the driver ({driver.cores} vCores, "
+            f"{driver.memory}) and {room} executors ({executor.cores} vCores, {executor.memory}): "
+            f"{beside_driver} beside the driver and {per_node} on each other node; the batch asks "
+            f"for {executors}, in all {driver.cores} + {executors} * {executor.cores} = "
+            f"{count_vcores(options)} of {max_nodes * node.vcores} vCores: lower num_executors or "
+            "the executors' size, or give the pool more nodes."
+        )
+
+
+def _check_container(container: _Container, node_size: str) -> None:
+    node = NODE_SIZES[node_size]
+    role = container.role
+    if container.cores > node.vcores:
+        raise ConfigurationError(
+            f"{role}_cores is {container.cores}, more than the {node.vcores} vCores of a "
+            f"{node_size} node: ask for less, or use a pool of larger nodes."
+        )
+    if _megabytes(container.memory) > node.heap_gb * 1024:
+        raise ConfigurationError(
+            f"{role}_memory is {container.memory}, more than the {node.heap_gb}g that a "
+            f"{node_size} node ({node.memory_gb} GB) has for one {role}: ask for less, or use a "
+            "pool of larger nodes."
+        )
+    if container.mb > node.container_mb:
+        raise ConfigurationError(
+            f"{role}_memory ({container.memory}) and {container.overhead_mb} MB of overhead are "
+            f"{container.mb} MB, more than the {node.container_mb} MB that a {node_size} node has "
+            f"for them: lower {role}_memory or spark.{role}.memoryOverhead, or use a pool of "
+            "larger nodes."
+        )
+
+
+def _container(options: SparkOptions, role: Literal["driver", "executor"]) -> _Container:
+    memory: str = getattr(options, f"{role}_memory") or DEFAULT_MEMORY
+    return _Container(
+        role=role,
+        cores=_cores(getattr(options, f"{role}_cores")),
+        memory=memory,
+        overhead_mb=_overhead_mb(options.conf or {}, role, heap_mb=_megabytes(memory)),
+    )
+
+
+def _overhead_mb(conf: Mapping[str, str], role: str, *, heap_mb: int) -> int:
+    key = f"spark.{role}.memoryOverhead"
+    if key in conf:
+        return _megabytes(conf[key], name=key)
+    return _default_overhead_mb(heap_mb)
+
+
+def _default_overhead_mb(heap_mb: int) -> int:
+    return max(int(heap_mb * _OVERHEAD_SHARE), _MIN_OVERHEAD_MB)
+
+
+def _megabytes(text: str, *, name: str = "memory") -> int:
+    """Return a size in MB; a number without a unit is in MB already."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigurationError(f"{name} is {text!r}; write a whole number of MB, or as '2g'.")
+    return int(int(match[1]) * _MB_PER_UNIT[match[2].lower() or "m"])
+
+
+def _fit(container: _Container, *, vcores: int, mb: int) -> int:
+    return max(0, min(vcores // container.cores, mb // container.mb))
+
+
+def _cores(cores: int | None) -> int:
+    return DEFAULT_CORES if cores is None else cores
+
+
+def _executors(options: SparkOptions) -> int:
+    return DEFAULT_EXECUTORS if options.num_executors is None else options.num_executors
