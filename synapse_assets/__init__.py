@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from synapse_assets.compute.cpu.local import LocalCpu
     from synapse_assets.compute.spark.local import LocalSpark
+    from synapse_assets.compute.spark.options import SparkOptions
+    from synapse_assets.compute.spark.pool import LivySparkPool, SynapseSparkPool
     from synapse_assets.compute.step import Step
     from synapse_assets.compute.target import CompletedStep, ComputeTarget
     from synapse_assets.datasets.attempt import StagedDataset
@@ -24,10 +26,13 @@ _MODULES = {
     "DatasetIOManager": "synapse_assets.datasets.io_manager",
     "DatasetVersion": "synapse_assets.datasets.version",
     "Datastore": "synapse_assets.datastore.datastore",
+    "LivySparkPool": "synapse_assets.compute.spark.pool",
     "LocalCpu": "synapse_assets.compute.cpu.local",
     "LocalSpark": "synapse_assets.compute.spark.local",
+    "SparkOptions": "synapse_assets.compute.spark.options",
     "StagedDataset": "synapse_assets.datasets.attempt",
     "Step": "synapse_assets.compute.step",
+    "SynapseSparkPool": "synapse_assets.compute.spark.pool",
 }
 
 __all__ = [
@@ -37,10 +42,13 @@ __all__ = [
     "DatasetIOManager",
     "DatasetVersion",
     "Datastore",
+    "LivySparkPool",
     "LocalCpu",
     "LocalSpark",
+    "SparkOptions",
     "StagedDataset",
     "Step",
+    "SynapseSparkPool",
 ]
 
 

@@ -58,12 +58,28 @@ def _parser() -> argparse.ArgumentParser:
     cli_datasets.add_commands(commands)
 
     services = commands.add_parser(
-        "services", help="run Azurite and HDFS on this machine until Ctrl-C"
+        "services",
+        help="run Azurite, HDFS and the emulator of Synapse on this machine until Ctrl-C",
     )
     services.add_argument(
         "--fetch", action="store_true", help="only fetch what they and Spark's driver are made of"
     )
     services.set_defaults(run=_services)
+
+    emulator = commands.add_parser(
+        "emulator", help="run the emulator of Synapse's Spark pools alone until Ctrl-C"
+    )
+    emulator.add_argument("--port", type=int, help="port on 127.0.0.1 (default: 10100)")
+    emulator.add_argument(
+        "--pool",
+        action="append",
+        metavar="NAME",
+        help="a Spark pool (default: spark01); repeatable",
+    )
+    emulator.add_argument(
+        "--master", help="Spark master: 'local[2]' (the default) or 'spark://host:port'"
+    )
+    emulator.set_defaults(run=_emulator)
 
     doctor = commands.add_parser(
         "doctor", help="say what is right with the deployment, what is not, and what to do"
@@ -113,7 +129,7 @@ def _run(options: argparse.Namespace) -> int:
     from synapse_assets.definitions import defs
 
     home = settings.dagster_home()
-    _require_datastore(home)
+    _require_services(home)
     log_file = home / "logs" / f"run-{time.strftime('%Y%m%d-%H%M%S')}.log"
     console = Console(log_file, started=options.started)
     with (
@@ -153,9 +169,10 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _require_datastore(home: Path) -> None:
-    """Look whether a datastore elsewhere answers; a folder of this machine is found out at once."""
-    if settings.deployment() == "local" and "://" not in os.environ.get(settings.DATASTORE, ""):
+def _require_services(home: Path) -> None:
+    """Look whether services elsewhere answer; what is on this machine is found out at once."""
+    is_elsewhere = "://" in os.environ.get(settings.DATASTORE, "") or settings.LIVY in os.environ
+    if settings.deployment() == "local" and not is_elsewhere:
         return
     from synapse_assets.doctor import require_reachable
 
@@ -170,6 +187,19 @@ def _services(options: argparse.Namespace) -> int:
         fetch_all(say)
     else:
         run_services(say=say)
+    return 0
+
+
+def _emulator(options: argparse.Namespace) -> int:
+    from synapse_assets.services.supervisor import MASTER, run_emulator
+    from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT
+
+    run_emulator(
+        port=options.port or SYNAPSE_PORT,
+        pools=options.pool or (SYNAPSE_POOL,),
+        master=options.master or MASTER,
+        say=functools.partial(print, flush=True),
+    )
     return 0
 
 
@@ -216,7 +246,7 @@ def _ui(options: argparse.Namespace) -> int:
     from synapse_assets import pipeline
 
     home = settings.dagster_home()
-    _require_datastore(home)
+    _require_services(home)
     with (
         pipeline.open_instance(home) as instance,
         pipeline.open_datastore(instance, settings.deployment()) as datastore,

@@ -10,6 +10,11 @@ STORAGE_KEY = "SYNAPSE_ASSETS_STORAGE_KEY"
 STORAGE_SAS = "SYNAPSE_ASSETS_STORAGE_SAS"
 # Azurite's Blob endpoint, where it is not on its usual port.
 AZURITE = "SYNAPSE_ASSETS_AZURITE"
+# A Synapse workspace (its name, or its development endpoint) and its Spark pool.
+SYNAPSE = "SYNAPSE_ASSETS_SYNAPSE"
+SPARK_POOL = "SYNAPSE_ASSETS_SPARK_POOL"
+# A Livy server that runs the Spark steps in place of a Synapse pool or of this machine.
+LIVY = "SYNAPSE_ASSETS_LIVY"
 DAGSTER_HOME = "DAGSTER_HOME"
 
 

@@ -19,11 +19,13 @@ import pytest
 
 from synapse_assets.cli import main
 from synapse_assets.compute.java import require_java
+from synapse_assets.compute.spark import LocalSpark
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import DefaultChain, Emulator, Options, keys
 from synapse_assets.doctor import CHECKS, Check, Finding, Subject, examine, identity, run_checks
 from synapse_assets.doctor.check import ok
-from synapse_assets.services import Azurite, Hdfs
+from synapse_assets.doctor.spark import check_spark
+from synapse_assets.services import Azurite, Hdfs, SynapseEmulator
 from synapse_assets.settings import dagster_home, deployment
 
 ACCOUNT = "devstoreaccount1"
@@ -37,7 +39,7 @@ Findings = dict[str, Finding]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("AZURITE", "DEPLOYMENT", "STORAGE_KEY", "STORAGE_SAS"):
+    for name in ("AZURITE", "DEPLOYMENT", "LIVY", "STORAGE_KEY", "STORAGE_SAS", "SYNAPSE"):
         monkeypatch.delenv(f"SYNAPSE_ASSETS_{name}", raising=False)
     monkeypatch.delenv("HADOOP_USER_NAME", raising=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster_home"))
@@ -96,7 +98,7 @@ class TestMachine:
         findings = look()
         assert problems(findings) == {}
         assert {"python", "java", "home", "disk", "pools", "rights", "commit"} <= set(findings)
-        assert not {"reach", "identity", "container", "jars"} & set(findings)
+        assert not {"reach", "identity", "container"} & set(findings)
         assert list((tmp_path / "datastore").iterdir()) == []
         assert not (tmp_path / "dagster_home").exists()
 
@@ -202,21 +204,43 @@ class TestSettings:
         assert finding.found.startswith("The environment variable AZURE_STORAGE_SAS_TOKEN is set")
         assert finding.remedy.startswith("Unset it")
 
-    def test_missing_jars_and_an_emulator_that_is_not_there(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free_port: int
+    def test_spark_on_this_machine_lacks_the_driver_for_azure_storage(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("SYNAPSE_ASSETS_DATASTORE", "az://container/folder")
+        monkeypatch.setenv("SYNAPSE_ASSETS_SERVICES", str(tmp_path))
+        datastore = Datastore(root="az://container/folder", account="account")
+        subject = Subject(deployment="local", home=tmp_path)
+        subject.spark = LocalSpark(datastore=datastore, abfs_jars=str(tmp_path))
+        finding = check_spark(subject)
+        assert finding.found.endswith(f"it is not in {tmp_path}")
+        assert "`synapse-assets services --fetch`" in finding.remedy
+
+    @pytest.mark.parametrize("variable", ["SYNAPSE_ASSETS_SYNAPSE", "SYNAPSE_ASSETS_LIVY"])
+    def test_spark_pool_that_is_not_there(
+        self, monkeypatch: pytest.MonkeyPatch, free_port: int, variable: str
+    ) -> None:
+        if variable == "SYNAPSE_ASSETS_SYNAPSE":
+            monkeypatch.setenv("SYNAPSE_ASSETS_DEPLOYMENT", "emulated")
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port}")
+        finding = look()["spark"]
+        assert finding.status == "failed"
+        assert f"http://127.0.0.1:{free_port} could not be asked" in finding.found
+        assert "services" in finding.remedy or "SYNAPSE_ASSETS_LIVY" in finding.remedy
+
+    def test_emulator_that_is_not_there(
+        self, monkeypatch: pytest.MonkeyPatch, free_port: int
     ) -> None:
         monkeypatch.setenv("SYNAPSE_ASSETS_DEPLOYMENT", "emulated")
         monkeypatch.delenv("SYNAPSE_ASSETS_DATASTORE")
+        monkeypatch.setenv("SYNAPSE_ASSETS_SYNAPSE", f"http://127.0.0.1:{free_port}")
         monkeypatch.setenv("SYNAPSE_ASSETS_AZURITE", f"http://127.0.0.1:{free_port}/{ACCOUNT}")
-        monkeypatch.setenv("SYNAPSE_ASSETS_SERVICES", str(tmp_path))
         started = time.monotonic()
         findings = look()
         assert time.monotonic() - started < 15
         assert findings["reach"].found.startswith(f"127.0.0.1:{free_port} does not answer: ")
         assert findings["reach"].remedy.startswith("Start it with `make services`, or set SYNAPSE")
         assert findings["commit"].status == "skipped"
-        assert f"it is not in {tmp_path}" in findings["jars"].found
-        assert "`synapse-assets services --fetch`" in findings["jars"].remedy
 
     def test_name_node_that_is_not_there(
         self, monkeypatch: pytest.MonkeyPatch, free_port: int
@@ -319,7 +343,7 @@ class TestRunning:
         assert lines[0].startswith("ok  python      Python 3.")
         (at,) = [number for number, line in enumerate(lines) if line.startswith("!   pools")]
         assert lines[at + 1].startswith(" " * 16 + "Put this into it: concurrency: {pools: ")
-        assert lines[-1].startswith("10 ok, 1 warning (")
+        assert lines[-1].startswith("11 ok, 1 warning (")
 
     def test_command_prints_json_and_fails_with_what_failed(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -426,11 +450,16 @@ class TestAzurite:
         monkeypatch.setenv("SYNAPSE_ASSETS_DATASTORE", f"az://{name}/folder")
         return name
 
-    @pytest.mark.usefixtures("spark_abfs_jars")
-    def test_all_is_well(self, container: str) -> None:
+    def test_all_is_well(
+        self,
+        container: str,
+        synapse_emulator: SynapseEmulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("SYNAPSE_ASSETS_SYNAPSE", synapse_emulator.endpoint)
         findings = look()
         assert problems(findings) == {}
-        assert {"clock", "identity", "container", "rights", "commit", "jars"} <= set(findings)
+        assert {"clock", "identity", "container", "rights", "commit", "spark"} <= set(findings)
         datastore = Subject(deployment="emulated", home=Path()).datastore
         assert datastore.storage().list_files(datastore.uri()) == []
 
@@ -506,6 +535,7 @@ class TestHdfs:
     def test_all_is_well(self, hdfs: Hdfs, root: str) -> None:
         from hdfs_native import Client
 
+        monkeypatch.setenv("SYNAPSE_ASSETS_SYNAPSE", synapse_emulator.endpoint)
         findings = look()
         assert problems(findings) == {}
         assert {"clock", "identity", "root", "rights", "commit"} <= set(findings)

@@ -12,6 +12,7 @@ What an attempt leaves in the datastore, so that a re-execution by another proce
 
 import hashlib
 import json
+import logging
 import math
 import time
 import uuid
@@ -22,7 +23,9 @@ from typing import Any
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.datastore import ATTEMPTS
-from synapse_assets.errors import StepFailedError, StepTimeoutError
+from synapse_assets.errors import ComputeError, StepFailedError, StepTimeoutError
+
+logger = logging.getLogger(__name__)
 
 _FIRST_POLL_SECONDS = 0.2
 _MAX_POLL_SECONDS = 5.0
@@ -133,12 +136,17 @@ class Attempt:
         try:
             batch_id = service.submit(submission)
             write_record(self.datastore, self.key, replace(record, batch_id=batch_id))
-        except StepFailedError:
+        except ComputeError:
+            # The service has been asked, as far as it can be.
             raise
         except BaseException:
-            batch_id = batch_id or service.find(submission)
-            if batch_id is not None:
-                service.cancel(batch_id)
+            try:
+                batch_id = batch_id or service.find(submission)
+                if batch_id is not None:
+                    service.cancel(batch_id)
+            except ComputeError as e:
+                # What ended this must not be lost: an interruption ends the run.
+                logger.error("%s", e)
             raise
         return batch_id
 
@@ -166,25 +174,51 @@ class Attempt:
         Raises:
             StepTimeoutError: It was in one state longer than that.
             StepFailedError: It ended without a manifest, whatever the service says of it.
+            ServiceUnavailableError: The service was out of reach for too long.
         """
-        try:
-            self._wait(service, batch_id, limits=limits, say=say)
-        except BaseException:
-            service.cancel(batch_id)
-            raise
-        manifest = self.manifest(submission)
-        if manifest is not None:
-            return manifest
-        failure = self._read(self.uri(submission, "failure.json"))
-        end = service.describe_end(batch_id)
-        if failure is not None:
-            raise StepFailedError(f"{failure['message']}\n\nStep {self.key}: {end}")
-        # Neither proof nor reason: what says that it has ended may be wrong.
-        service.cancel(batch_id)
-        raise StepFailedError(
-            f"{self.key} ended without a manifest, so nothing was committed. "
-            f"Look at the end of its log, and run it again.\n\n{end}"
-        )
+        waited_for: set[str] = set()
+        while True:
+            waited_for.add(batch_id)
+            try:
+                self._wait(service, batch_id, limits=limits, say=say)
+            except BaseException as e:
+                unsure = _cancel(service, batch_id)
+                # A step that has finished is finished, however its batch is ended.
+                manifest = self.manifest(submission) if isinstance(e, ComputeError) else None
+                if manifest is not None:
+                    say(f"{self.key} has finished, although: {e}")
+                    return manifest
+                if unsure is not None and isinstance(e, ComputeError):
+                    raise type(e)(f"{e}\n\n{unsure}") from e
+                raise
+            manifest = self.manifest(submission)
+            if manifest is not None:
+                return manifest
+            failure = self._read(self.uri(submission, "failure.json"))
+            end = service.describe_end(batch_id)
+            if failure is not None:
+                raise StepFailedError(f"{failure['message']}\n\nStep {self.key}: {end}")
+            # Neither proof nor reason. Of a batch that was asked for twice the other one may do
+            # the work.
+            other, unsure = None, None
+            try:
+                other = service.find(submission)
+            except ComputeError as e:
+                unsure = e
+            if other is not None and other not in waited_for:
+                say(f"The work of batch {batch_id} is done by batch {other}.")
+                batch_id = other
+                continue
+            # What says that it has ended may be wrong, too.
+            unsure = _cancel(service, batch_id) or unsure
+            manifest = self.manifest(submission)
+            if manifest is not None:
+                return manifest
+            text = (
+                f"{self.key} ended without a manifest, so nothing was committed. "
+                f"Look at the end of its log, and run it again.\n\n{end}"
+            )
+            raise StepFailedError(text if unsure is None else f"{text}\n\n{unsure}")
 
     def _wait(
         self,
@@ -231,6 +265,17 @@ class Attempt:
 
     def _write(self, uri: str, value: Mapping[str, Any]) -> None:
         self.datastore.storage().write_atomically(uri, json.dumps(value, indent=1).encode())
+
+
+def _cancel(service: BatchService, batch_id: str) -> ComputeError | None:
+    """Cancel a batch; return why it is not known whether it ended, None if it is."""
+    try:
+        service.cancel(batch_id)
+    except ComputeError as e:
+        # Said here too: an interruption leaves no room for it.
+        logger.error("%s", e)
+        return e
+    return None
 
 
 def read_record(datastore: Datastore, key: str) -> Record | None:

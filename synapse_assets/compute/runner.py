@@ -301,6 +301,12 @@ def _environment() -> dict[str, str]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    # Asked only where it is there already. A cluster's Spark is not always that of the package.
+    sql = sys.modules.get("pyspark.sql")
+    session = None if sql is None else sql.SparkSession.getActiveSession()
+    if session is not None:
+        versions["spark"] = session.version
+        versions["java"] = session._jvm.System.getProperty("java.version")
     return versions
 
 

@@ -4,13 +4,14 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import dagster as dg
 from pydantic import Field
 
+from synapse_assets.compute import environment
 from synapse_assets.compute.attempt import Attempt
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.compute.step import Step
@@ -94,6 +95,12 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
         """Return what the runner has to be told of where it runs. JSON-able."""
         return {"storage": self.datastore.storage_spec()}
 
+    def capacity(
+        self, context: dg.AssetExecutionContext, options: dg.Config | None
+    ) -> AbstractContextManager[None]:
+        """Return what a step holds for as long as its batch is not final."""
+        return nullcontext()
+
     def limits(self) -> dict[BatchState, float]:
         """Return how long a batch may be in each of its states, in seconds."""
         return {BatchState.RUNNING: self.timeout_seconds}
@@ -147,13 +154,16 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
         )
         adopted = _adopt(attempt, service, context)
         if adopted is not None and adopted.manifest is not None and not service.keeps_messages:
-            return _completed(adopted.manifest, slots, inputs=inputs)
+            return _completed(adopted.manifest, slots, context=context, inputs=inputs)
         submission = (
             attempt.new_submission(bundle=bundle.upload(self.datastore))
             if adopted is None
             else adopted.submission
         )
-        with _pipes_session(context, service.message_reader(submission)) as session:
+        with (
+            self.capacity(context, options),
+            _pipes_session(context, service.message_reader(submission)) as session,
+        ):
             if adopted is None:
                 job = {
                     **work,
@@ -183,6 +193,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
         return _completed(
             manifest,
             slots,
+            context=context,
             inputs=inputs,
             reported=session.get_reported_results(),
             use=service.describe_use(adopted.batch_id) if adopted.batch_id is not None else {},
@@ -216,7 +227,9 @@ def _adopt(
     while (state := service.get_state(batch_id)) is BatchState.UNKNOWN:
         service.wait(batch_id, seconds=1.0)
     if state.is_final:
-        return None
+        # It may have finished since its manifest was looked for.
+        manifest = attempt.manifest(submission)
+        return None if manifest is None else _Adopted(submission, batch_id, manifest)
     context.log.info(f"{attempt.key} is already there, as batch {batch_id}: it is adopted.")
     return _Adopted(submission, batch_id, None)
 
@@ -258,6 +271,7 @@ def _completed(
     manifest: Mapping[str, Any],
     slots: Mapping[str, tuple[dg.AssetKey, Slot]],
     *,
+    context: dg.AssetExecutionContext,
     inputs: Mapping[str, DatasetVersion],
     reported: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult] = (),
     use: Mapping[str, Any] | None = None,
@@ -267,7 +281,7 @@ def _completed(
     provenance = {
         "seconds": dg.MetadataValue.float(round(seconds["load"] + seconds["run"], 2)),
         "inputs": dg.MetadataValue.json({v.name: v.version for v in inputs.values()}),
-        "environment": dg.MetadataValue.json(manifest["environment"]),
+        environment.METADATA_KEY: dg.MetadataValue.json(manifest["environment"]),
         **(use or {}),
     }
     materializations = []
@@ -282,6 +296,10 @@ def _completed(
             provenance=provenance,
         )
         metadata = {label: _metadata_value(value) for label, value in output["metadata"].items()}
+        changes = environment.find_changes(context, key, manifest["environment"])
+        if changes:
+            context.log.warning(f"{name} was made by other software than before: {changes}.")
+            metadata["environment_changes"] = dg.MetadataValue.json(changes)
         for result in reported:
             if isinstance(result, dg.MaterializeResult) and result.asset_key == key:
                 metadata.update(result.metadata or {})

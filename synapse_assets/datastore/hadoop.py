@@ -28,7 +28,7 @@ from synapse_assets.errors import StorageError
 if TYPE_CHECKING:
     import pyarrow.fs
     from fsspec import AbstractFileSystem
-    from py4j.protocol import Py4JJavaError
+    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
     from pyspark.sql import SparkSession
 
 _CHUNK_BYTES = 4 << 20
@@ -52,7 +52,7 @@ _REMEDIES = (
     ),
     (
         re.compile("AuthorizationPermissionMismatch|AuthorizationFailure|, 403,"),
-        "Give the identity of the Spark pool the role 'Storage Blob Data Contributor' on the account.",
+        "Give the Spark pool's identity the role 'Storage Blob Data Contributor' on the account.",
     ),
     (
         re.compile("AccessControlException|Permission denied"),
@@ -168,8 +168,8 @@ class HadoopStorage(Storage):
         """
         with contextlib.suppress(FileExistsError), _explained("create", uri):
             if _replaces(uri):
-                # Whoever creates a file while another one still writes it has to wait for a
-                # minute; of several renames, one succeeds and the others fail at once.
+                # A rename that fails says whether a file is there; who creates a file while
+                # another one still writes it is told of a lease.
                 with self._replacing(uri, overwrite=False) as temporary:
                     self._write(temporary, content)
             else:
@@ -528,7 +528,7 @@ def _translate(error: "Py4JJavaError", operation: str, uri: str) -> OSError:
 
 def _causes(throwable: Any) -> list[str]:
     """Return an exception of Java and what caused it, each as 'class: message'."""
-    causes = []
+    causes: list[str] = []
     while throwable is not None and len(causes) < _CAUSES:
         causes.append(str(throwable.toString()))
         throwable = throwable.getCause()

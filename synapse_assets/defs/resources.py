@@ -6,7 +6,13 @@ from typing import Any
 import dagster as dg
 
 from synapse_assets.compute.cpu import LocalCpu
-from synapse_assets.compute.spark import LocalSpark
+from synapse_assets.compute.spark import (
+    LivySparkPool,
+    LocalSpark,
+    SparkOptions,
+    SynapseSparkPool,
+)
+from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datasets.io_manager import DatasetIOManager
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import (
@@ -17,13 +23,21 @@ from synapse_assets.datastore.credentials import (
     SasToken,
 )
 from synapse_assets.errors import ConfigurationError
-from synapse_assets.services import CONTAINER, abfs_jars_folder
+from synapse_assets.services import (
+    CONTAINER,
+    SYNAPSE_POOL,
+    SYNAPSE_PORT,
+    abfs_jars_folder,
+)
 from synapse_assets.settings import (
     AZURITE,
     DATASTORE,
     DEPLOYMENT,
+    LIVY,
+    SPARK_POOL,
     STORAGE_KEY,
     STORAGE_SAS,
+    SYNAPSE,
     deployment,
     state_folder,
 )
@@ -64,9 +78,35 @@ def resources_of(name: str) -> dict[str, Any]:
     return {
         "datastore": datastore,
         "io_manager": DatasetIOManager(datastore=datastore),
-        "spark": LocalSpark(datastore=datastore, abfs_jars=str(abfs_jars_folder())),
+        "spark": _spark(name, datastore),
         "cpu": LocalCpu(datastore=datastore),
     }
+
+
+def _spark(name: str, datastore: Datastore) -> ComputeTarget:
+    """Return what runs the Spark steps: the Livy server that the environment names, if it does."""
+    if LIVY in os.environ:
+        return LivySparkPool(url=dg.EnvVar(LIVY), datastore=datastore)
+    if name == "local":
+        return LocalSpark(datastore=datastore, abfs_jars=str(abfs_jars_folder()))
+    return SynapseSparkPool(
+        workspace=(
+            dg.EnvVar(SYNAPSE) if SYNAPSE in os.environ else f"http://127.0.0.1:{SYNAPSE_PORT}"
+        ),
+        pool=dg.EnvVar(SPARK_POOL) if SPARK_POOL in os.environ else SYNAPSE_POOL,
+        cloud="emulator",
+        datastore=datastore,
+        # The size that the how-to gives its step.
+        options=SparkOptions(
+            driver_memory="7g",
+            driver_cores=4,
+            executor_memory="7g",
+            executor_cores=4,
+            num_executors=1,
+        ),
+        node_size="Small",
+        max_nodes=3,
+    )
 
 
 def _datastore() -> Datastore:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_assets.doctor.check import Finding, Subject, failed, ok, skipped, warning
 from synapse_assets.doctor.clients import first_line, open_container, open_service, reach_remedy
-from synapse_assets.services import CONTAINER, abfs_jars_folder
+from synapse_assets.services import CONTAINER
 from synapse_assets.settings import DATASTORE
 
 if TYPE_CHECKING:
@@ -44,18 +44,6 @@ def check_namespace(subject: Subject) -> Finding:
         "as it is, and Spark was tried on such a store with the emulator only",
         "Use an account with 'Enable hierarchical namespace' for Spark on a Synapse pool; an "
         "account can be upgraded.",
-    )
-
-
-def check_jars(_: Subject) -> Finding:
-    """Look for the jars of Spark's driver for Azure storage."""
-    folder = abfs_jars_folder()
-    jars = sorted(folder.glob("*.jar"))
-    if jars:
-        return ok(f"Spark's driver for Azure storage: {len(jars)} jars in {folder}")
-    return failed(
-        f"Spark on this machine needs the driver for Azure storage, and it is not in {folder}",
-        "Fetch it once with `synapse-assets services --fetch`.",
     )
 
 

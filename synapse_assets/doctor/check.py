@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import dagster as dg
+
+from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore import Datastore
 from synapse_assets.defs.resources import resources_of
 from synapse_assets.errors import ConfigurationError, SynapseAssetsError
@@ -67,6 +70,18 @@ class Subject:
         """
         datastore: Datastore = resources_of(self.deployment)["datastore"]
         return datastore.process_config_and_initialize()
+
+    @functools.cached_property
+    def spark(self) -> ComputeTarget:
+        """What runs the Spark steps, as a run would get it.
+
+        Raises:
+            ConfigurationError: The deployment is unknown, or not there yet.
+        """
+        with dg.build_resources({"spark": resources_of(self.deployment)["spark"]}) as resources:
+            # Nothing of ours is torn down here.
+            spark: ComputeTarget = resources.spark
+        return spark
 
     @property
     def kind(self) -> Kind | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from synapse_assets.datasets.table import open_table
-from synapse_assets.doctor.azure import check_container, check_jars, check_namespace
+from synapse_assets.doctor.azure import check_container, check_namespace
 from synapse_assets.doctor.check import Check, Finding, Subject, explain, failed, ok, skipped
 from synapse_assets.doctor.clients import (
     CONNECT_SECONDS,
@@ -228,5 +228,4 @@ CHECKS = (
     Check("delta", check_delta, needs=("container", "root", "location"), seconds=50),
     Check("commit", check_commit, needs=("rights", "delta"), seconds=50),
     Check("namespace", check_namespace, needs=("container",), kinds=("azure",)),
-    Check("jars", check_jars, kinds=("azure",)),
 )

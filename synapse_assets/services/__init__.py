@@ -1,8 +1,8 @@
-"""Real storage services on the developer's machine, on the loopback interface only.
+"""Real services on the developer's machine, on the loopback interface only.
 
-`downloads` fetches them once, `azurite` and `hdfs` start and stop them, `supervisor` is what
-`synapse-assets services` does. Nothing here is needed to use a datastore: it is for trying one, and
-for the tests.
+`downloads` fetches them once; `azurite`, `hdfs`, `livy`, `spark_cluster` and `synapse` start and
+stop them; `supervisor` is what `synapse-assets services` and `synapse-assets emulator` do. Nothing
+here is needed to use a datastore or a Spark pool: it is for trying one, and for the tests.
 """
 
 from synapse_assets.services.azurite import Azurite
@@ -11,18 +11,29 @@ from synapse_assets.services.downloads import (
     fetch_abfs_jars,
     fetch_azurite,
     fetch_hdfs_jars,
+    fetch_livy_jars,
 )
 from synapse_assets.services.hdfs import Hdfs
+from synapse_assets.services.livy import Livy, spark_conf_for
+from synapse_assets.services.spark_cluster import SparkCluster
+from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT, SynapseEmulator
 
 # The container that `synapse-assets services` makes.
 CONTAINER = "synapse-assets"
 
 __all__ = [
     "CONTAINER",
+    "SYNAPSE_POOL",
+    "SYNAPSE_PORT",
     "Azurite",
     "Hdfs",
+    "Livy",
+    "SparkCluster",
+    "SynapseEmulator",
     "abfs_jars_folder",
     "fetch_abfs_jars",
     "fetch_azurite",
     "fetch_hdfs_jars",
+    "fetch_livy_jars",
+    "spark_conf_for",
 ]

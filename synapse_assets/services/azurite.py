@@ -1,13 +1,11 @@
 """Azurite, Microsoft's emulator of Azure Blob and Queue Storage."""
 
-import http.client
 import shutil
 import tempfile
 from pathlib import Path
-from types import TracebackType
 
 from synapse_assets.services.downloads import fetch_azurite, require_node
-from synapse_assets.services.process import HOST, Server, choose_port
+from synapse_assets.services.process import HOST, Server, Service, answers, choose_port
 
 # The one account of every Azurite and its key, which Microsoft publishes.
 ACCOUNT = "devstoreaccount1"
@@ -16,10 +14,10 @@ ACCOUNT_KEY = (
 )
 
 _START_SECONDS = 60.0
-_PROBE_SECONDS = 2.0
+_PROBE_PATH = f"/{ACCOUNT}?comp=list"
 
 
-class Azurite:
+class Azurite(Service):
     """One Azurite with its data in one folder, as a context manager or by `start` and `stop`.
 
     It serves the Blob and the Queue endpoint. The ports stay the same over `kill` and `start`, so
@@ -86,7 +84,10 @@ class Azurite:
         try:
             self.server.start()
             self.server.wait_until(
-                lambda: _answers(self.port) and _answers(self.queue_port), seconds=_START_SECONDS
+                lambda: all(
+                    answers(port, path=_PROBE_PATH) for port in (self.port, self.queue_port)
+                ),
+                seconds=_START_SECONDS,
             )
         except BaseException:  # also an interruption
             self.server.kill()
@@ -113,18 +114,6 @@ class Azurite:
             except ResourceExistsError:
                 return
 
-    def __enter__(self) -> "Azurite":
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def _command(self) -> list[str | Path]:
         changes = ["ordered.js", *(["durable.js"] if self._durable else [])]
         folder = Path(__file__).with_name("azurite")
@@ -141,16 +130,3 @@ class Azurite:
             *("--queueHost", HOST, "--queuePort", str(self.queue_port)),
             *("--tableHost", HOST, "--tablePort", str(self._table_port)),
         ]
-
-
-def _answers(port: int) -> bool:
-    """Return whether an HTTP server answers on a port, whatever it answers."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=_PROBE_SECONDS)
-    try:
-        connection.request("GET", f"/{ACCOUNT}?comp=list")
-        connection.getresponse().read()
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-    return True

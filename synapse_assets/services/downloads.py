@@ -26,6 +26,7 @@ AZURITE_VERSION = "3.35.0"
 HDFS_VERSION = "3.4.2"
 # Its ABFS driver works on Blob endpoints, and Azurite has no other.
 ABFS_VERSION = "3.5.0"
+LIVY_VERSION = "0.7.1-incubating"
 
 _HDFS = [
     f"org.apache.hadoop:{artifact}:{HDFS_VERSION}"
@@ -39,6 +40,8 @@ _ABFS = [
     f"org.apache.hadoop:hadoop-client-runtime:{ABFS_VERSION}",
     "org.hdrhistogram:HdrHistogram:2.1.12",
 ]
+# Batches need the server alone; interactive sessions would need livy-repl and livy-rsc too.
+_LIVY = [f"org.apache.livy:livy-server:{LIVY_VERSION}"]
 _COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _AZURITE_FILES = ("package.json", "package-lock.json")
 
@@ -56,6 +59,11 @@ def fetch_hdfs_jars() -> list[Path]:
 def fetch_abfs_jars() -> list[Path]:
     """Return the jars that give Spark the ABFS driver, fetched if they are not there."""
     return fetch_jars("abfs", _ABFS, transitive=False)
+
+
+def fetch_livy_jars() -> list[Path]:
+    """Return the jars that Apache Livy's server runs from, fetched if they are not there."""
+    return fetch_jars("livy", _LIVY)
 
 
 def abfs_jars_folder() -> Path:
@@ -190,7 +198,7 @@ def _require(program: str, name: str, remedy: str) -> str:
     found = shutil.which(program)
     if found is None:
         raise ConfigurationError(
-            f"The storage services need {name}, and PATH has no '{program}'. Install it (Debian, "
+            f"The services need {name}, and PATH has no '{program}'. Install it (Debian, "
             f"Ubuntu: {remedy})."
         )
     return found

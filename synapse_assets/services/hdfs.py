@@ -4,19 +4,16 @@ import json
 import os
 import shutil
 import tempfile
-import urllib.request
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from xml.sax.saxutils import escape
 
 from synapse_assets.compute.java import require_java
 from synapse_assets.errors import ConfigurationError
 from synapse_assets.services.downloads import fetch_hdfs_jars
-from synapse_assets.services.process import HOST, Server, choose_port
+from synapse_assets.services.process import HOST, Server, Service, choose_port, read_json
 
 _START_SECONDS = 90.0
-_PROBE_SECONDS = 2.0
 _JAVA_OPTIONS = ["-Xmx256m", "-XX:+UseSerialGC", "-Djava.net.preferIPv4Stack=true"]
 _SERVER_PACKAGE = "org.apache.hadoop.hdfs.server"
 
@@ -29,7 +26,7 @@ log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{2}: %m%n
 """
 
 
-class Hdfs:
+class Hdfs(Service):
     """One NameNode and one DataNode with their data in one folder.
 
     A context manager, or `start` and `stop`. Permissions are checked as on any HDFS, and the user
@@ -126,18 +123,6 @@ class Hdfs:
         self.namenode.check()
         self.datanode.check()
 
-    def __enter__(self) -> "Hdfs":
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def _wait(self) -> None:
         """Return when what was started of the two answers, and files can be written if both."""
         both = self.namenode.is_running and self.datanode.is_running
@@ -171,13 +156,8 @@ class Hdfs:
     def _ask(self, server: str, *, bean: str) -> dict[str, Any] | None:
         """Return what a server tells of itself, None if it does not answer yet."""
         port = self.ports[f"{server}-http"]
-        url = f"http://{HOST}:{port}/jmx?qry=Hadoop:service={bean}"
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(url, timeout=_PROBE_SECONDS) as answer:
-                beans: list[dict[str, Any]] = json.load(answer)["beans"]
-        except (OSError, ValueError):
-            return None
+        answer = read_json(port, path=f"/jmx?qry=Hadoop:service={bean}") or {}
+        beans: list[dict[str, Any]] = answer.get("beans") or []
         return beans[0] if beans else None
 
     def _server(self, main_class: str) -> Server:

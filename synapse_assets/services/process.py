@@ -1,6 +1,8 @@
 """Servers as child processes, and the ports they listen on."""
 
 import contextlib
+import http.client
+import json
 import os
 import random
 import signal
@@ -8,8 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
 
 from synapse_assets.errors import ConfigurationError, SynapseAssetsError
 from synapse_assets.services import guard
@@ -23,22 +29,58 @@ _FREE_PORTS = range(16_000, 30_000)
 _GRACE_SECONDS = 10.0
 _TAIL_LINES = 15
 _POLL_SECONDS = 0.1
+_PROBE_SECONDS = 2.0
+
+_AnyService = TypeVar("_AnyService", bound="Service")
+
+
+class Service(ABC):
+    """What `start` starts and `stop` stops; as a context manager it does both."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, and return when it can be used."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop all that `start` has started."""
+
+    def __enter__(self: _AnyService) -> _AnyService:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
 
 
 class Server:
     """A server in a process group of its own that does not outlive this process (see `guard`)."""
 
-    def __init__(self, name: str, command: Sequence[str | Path], *, log_file: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        log_file: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Create the server without starting it.
 
         Args:
             name: What messages call it.
             command: Program and arguments.
             log_file: Takes what it prints; added to, not overwritten.
+            environment: Variables beside those of this process.
         """
         self.name = name
         self.log_file = log_file
         self._command = [str(part) for part in command]
+        self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -64,6 +106,7 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self._environment},
                 start_new_session=True,
             )
 
@@ -113,6 +156,12 @@ class Server:
     def kill(self) -> None:
         """End the server as a crash would, and return when it has let go of its ports."""
         self._end(os.kill, guard.KILL)
+
+    def crash(self) -> None:
+        """End the server alone, as a crash would: what it started lives until `start` or `stop`."""
+        if self._process is not None and self.is_running:
+            os.kill(self._process.pid, guard.KILL)
+            self._process.wait(_GRACE_SECONDS)
 
     def _end(self, send: Callable[[int, int], None], number: signal.Signals) -> None:
         process, self._process = self._process, None
@@ -167,3 +216,31 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def answers(port: int, *, path: str = "/") -> bool:
+    """Return whether an HTTP server answers on a port, whatever it answers."""
+    return _get(port, path) is not None
+
+
+def read_json(port: int, *, path: str) -> Any:
+    """Return what an HTTP server on this machine answers, None if it does not answer yet."""
+    answer = _get(port, path)
+    if answer is None or answer[0] != HTTPStatus.OK:
+        return None
+    try:
+        return json.loads(answer[1])
+    except ValueError:
+        return None
+
+
+def _get(port: int, path: str) -> tuple[int, bytes] | None:
+    connection = http.client.HTTPConnection(HOST, port, timeout=_PROBE_SECONDS)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()

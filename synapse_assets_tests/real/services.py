@@ -1,4 +1,4 @@
-"""The real storage services, one of each for all tests of a session.
+"""The real services, one of each for all tests of a session.
 
 A service that cannot be had skips its tests, and says why. SYNAPSE_ASSETS_REQUIRE_SERVICES=1, which
 CI sets, makes it a failure.
@@ -11,8 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from synapse_assets.datastore import Datastore
+from synapse_assets.datastore.credentials import Emulator
 from synapse_assets.errors import ConfigurationError
-from synapse_assets.services import Azurite, Hdfs, fetch_abfs_jars
+from synapse_assets.services import (
+    Azurite,
+    Hdfs,
+    Livy,
+    SynapseEmulator,
+    fetch_abfs_jars,
+    spark_conf_for,
+)
 
 
 @contextmanager
@@ -51,3 +60,31 @@ def spark_abfs_jars() -> list[Path]:
     """The jars that go first on Spark's classpath for the ABFS driver."""
     with skipping_without_services():
         return fetch_abfs_jars()
+
+
+@pytest.fixture(scope="session")
+def livy(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Livy]:
+    """A Livy whose batches open Azurite, and what tests keep on this machine."""
+    datastore = Datastore(
+        root="az://any/any", cloud="emulator", credential=Emulator(endpoint=azurite.endpoint)
+    )
+    with skipping_without_services():
+        server = Livy(
+            folder=tmp_path_factory.mktemp("livy"),
+            spark_conf=spark_conf_for(datastore),
+            local_folders=[tmp_path_factory.getbasetemp()],
+        )
+        server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def synapse_emulator(
+    livy: Livy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SynapseEmulator]:
+    """A Synapse workspace with one Spark pool, whose batches run on that Livy."""
+    server = SynapseEmulator(livy_url=livy.url, folder=tmp_path_factory.mktemp("synapse"))
+    server.start()
+    yield server
+    server.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from synapse_assets.services import CONTAINER, Azurite, Hdfs
+from synapse_assets.services import CONTAINER, Azurite, Hdfs, SynapseEmulator
 
 pytestmark = [pytest.mark.services, pytest.mark.spark, pytest.mark.timeout(600)]
 
@@ -19,12 +19,13 @@ ASSETS = ("titanic_input", "titanic_prepared", "titanic_quarantined", "survival_
 
 @pytest.fixture(params=["azurite", "hdfs"])
 def environment(
-    request: pytest.FixtureRequest, tmp_path: Path, spark_abfs_jars: list[Path]
+    request: pytest.FixtureRequest, tmp_path: Path, synapse_emulator: SynapseEmulator
 ) -> Mapping[str, str]:
     service: Azurite | Hdfs = request.getfixturevalue(request.param)
     environment = {
         **os.environ,
         "SYNAPSE_ASSETS_DEPLOYMENT": "emulated",
+        "SYNAPSE_ASSETS_SYNAPSE": synapse_emulator.endpoint,
         "SYNAPSE_ASSETS_CACHE": str(tmp_path / "cache"),
         "DAGSTER_HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path),

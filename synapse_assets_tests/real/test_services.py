@@ -305,13 +305,14 @@ def test_what_was_fetched_half_is_fetched_again(
 @pytest.mark.timeout(300)
 def test_the_supervisor_runs_until_it_is_told_to_stop_and_keeps_the_data(tmp_path: Path) -> None:
     ports = [choose_port(None, server="a test")]
-    for _ in range(2):
+    for _ in range(3):
         ports.append(choose_port(None, server="a test", others=ports))
     script = (
         "import functools, pathlib, sys\n"
         "from synapse_assets.services.supervisor import run_services\n"
-        "blob, queue, hdfs = map(int, sys.argv[2:])\n"
+        "blob, queue, hdfs, synapse = map(int, sys.argv[2:])\n"
         "run_services(azurite_port=blob, azurite_queue_port=queue, hdfs_port=hdfs,\n"
+        "    synapse_port=synapse,\n"
         "    data=pathlib.Path(sys.argv[1]), say=functools.partial(print, flush=True))"
     )
     call = [sys.executable, "-c", script, str(tmp_path), *map(str, ports)]
@@ -321,7 +322,7 @@ def test_the_supervisor_runs_until_it_is_told_to_stop_and_keeps_the_data(tmp_pat
             assert process.stdout is not None
             for line in process.stdout:
                 said += line
-                if "Ctrl-C stops both" in line:
+                if "Ctrl-C stops all of them" in line:
                     break
             else:
                 pytest.fail(f"it did not start: {said}")

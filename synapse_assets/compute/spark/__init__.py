@@ -1,5 +1,7 @@
-"""Compute targets that run steps on Apache Spark."""
+"""Where Spark steps run."""
 
 from synapse_assets.compute.spark.local import LocalSpark
+from synapse_assets.compute.spark.options import SparkOptions
+from synapse_assets.compute.spark.pool import LivySparkPool, SparkPool, SynapseSparkPool
 
-__all__ = ["LocalSpark"]
+__all__ = ["LivySparkPool", "LocalSpark", "SparkOptions", "SparkPool", "SynapseSparkPool"]

@@ -42,13 +42,19 @@ _LOOKS = (0.0, 1.0, 2.0, 4.0)
 # A token that has just expired, a role that has just been given: a service may refuse what it
 # accepts a little later.
 _REFUSALS = 3
+# A batch that runs is given up less soon for that.
+_REFUSED_SECONDS = 60.0
 # One answer that there is no such batch may come from a server that is just starting.
 _NOT_FOUND = 3
 _LOG_LINES = 100
+_MAX_LOG_PAGES = 100
+_LOG_SECONDS = 10.0
 
-_BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _GONE = 400, 401, 403, 404
+_UNAUTHORIZED, _GONE = 401, 404
 _TIMEOUT, _CONFLICT, _THROTTLED = 408, 409, 429
 _TRANSIENT = (_TIMEOUT, _CONFLICT, _THROTTLED)
+# The cause in `explanations` of a duplicate.
+_NAME_TAKEN = "name_taken"
 
 
 class LivyBatches(BatchService):
@@ -92,6 +98,8 @@ class LivyBatches(BatchService):
         self._reader: ChunkReader | None = None
         self._seen: dict[str, LivyBatch] = {}
         self._unknown_states: set[str] = set()
+        # The submission of which there may be more than one batch.
+        self._repeated: Submission | None = None
         self._not_found = 0
         self._refusals = 0
         self._failures = 0
@@ -111,32 +119,45 @@ class LivyBatches(BatchService):
             ServiceUnavailableError: The service was out of reach, or had no room, for too long.
         """
         request = self._make_request(submission)
-        patience = _Patience(self._submit_limit)
+        room, reach = _Patience(self._submit_limit), _Patience(self._patience)
         refusals = 0
+        # Whether an answer was lost that may have been a good one.
+        is_doubtful = False
         while True:
-            found = None
             try:
                 return self._remember(self._client.post_batch(request))
             except CallError as e:
                 error = e
-            refusals += _is_refusal(error)
-            if not _is_refusal(error):
-                found = None if error.status == _THROTTLED else self._search(submission)
-            elif error.status == _BAD_REQUEST:
-                # A name that is taken is that of a batch whose answer was lost.
-                found = self._look(submission)
-            if found is not None:
-                return found
-            if _is_refusal(error) and not _may_pass(error, refusals):
+            explanation = explain(str(error))
+            is_refused = _is_refusal(error)
+            refusals += is_refused
+            is_full = error.status == _THROTTLED or (
+                is_refused and explanation is not None and explanation.is_transient
+            )
+            # A name that is taken is that of a batch whose answer was lost.
+            is_taken = explanation is not None and explanation.name == _NAME_TAKEN
+            is_lost = is_taken or (error.was_sent and not is_refused and not is_full)
+            if is_full or is_taken or (error.status == _UNAUTHORIZED and refusals < _REFUSALS):
+                is_refused = False
+            if is_lost or (is_refused and is_doubtful):
+                found = self._search(submission)
+                if found is not None:
+                    return found
+            if is_refused:
                 raise StepFailedError(
                     f"{self._place} did not take the batch {submission.name}. "
                     f"{_explained(str(error))}"
                 ) from error
+            if is_lost:
+                is_doubtful, self._repeated = True, submission
+            if is_full:
+                reach = _Patience(self._patience)
             logger.warning("%s; it is asked again.", error)
+            patience = room if is_full else reach
             if not patience.wait(error):
                 raise ServiceUnavailableError(
                     f"{self._place} did not start the batch {submission.name} within "
-                    f"{self._submit_limit:g} s. {_explained(str(error))}"
+                    f"{patience.limit:g} s. {_explained(str(error))}"
                 ) from error
 
     def find(self, submission: Submission) -> str | None:
@@ -158,6 +179,7 @@ class LivyBatches(BatchService):
             batch = self._client.get_batch(batch_id)
         except CallError as e:
             if e.status == _GONE:
+                self._pause = _PAUSES[min(self._not_found, len(_PAUSES) - 1)]
                 self._not_found += 1
                 if self._not_found >= _NOT_FOUND:
                     return BatchState.VANISHED
@@ -169,7 +191,10 @@ class LivyBatches(BatchService):
         self._not_found = self._refusals = self._failures = 0
         self._failing_since, self._pause = None, 0.0
         self._remember(batch)
-        return self._state_of(batch)
+        state = self._state_of(batch)
+        # A driver may hang on at its end, and hold its vCores.
+        is_done = self._said_last.is_set() and not state.is_final
+        return BatchState.ENDING if is_done else state
 
     def wait(self, batch_id: str, *, seconds: float) -> None:
         """Sleep, less long when the step has said that it is at its end."""
@@ -186,23 +211,37 @@ class LivyBatches(BatchService):
         Raises:
             ServiceUnavailableError: That could not be made sure of in time.
         """
+        self._end(batch_id)
+        if self._repeated is not None:
+            # A list that lagged behind may have hidden another one.
+            for batch in self._all_of(self._repeated):
+                if not self._state_of(batch).is_final:
+                    self._end(batch.id)
+
+    def _end(self, batch_id: str) -> None:
         patience = _Patience(self._cancel_limit)
         is_deleted = False
+        not_found = 0
         while True:
             error = None
-            try:
+            if not is_deleted:
                 try:
-                    if not is_deleted:
-                        self._client.delete_batch(batch_id)
-                        is_deleted = True
-                finally:
+                    self._client.delete_batch(batch_id)
+                    is_deleted = True
+                except CallError as e:
                     # Of a batch that is at its end some services refuse to cancel anything.
-                    if self._state_of(self._client.get_batch(batch_id)).is_final:
-                        return  # noqa: B012 -- then what was refused does not matter
+                    error = e
+            try:
+                if error is None or error.retry_after is None:
+                    batch = self._client.get_batch(batch_id)
+                    if self._state_of(batch).is_final:
+                        return
             except CallError as e:
-                if e.status == _GONE:
-                    return
                 error = e
+                not_found += e.status == _GONE
+                is_forgotten = is_deleted and self._client.forgets_deleted
+                if e.status == _GONE and (is_forgotten or not_found >= _NOT_FOUND):
+                    return
             if not patience.wait(error):
                 raise ServiceUnavailableError(
                     f"The batch {batch_id} of {self._place} could not be cancelled within "
@@ -214,12 +253,15 @@ class LivyBatches(BatchService):
         """Return the driver's traceback, what the service says, and the end of the output."""
         batch = self._seen.get(batch_id)
         said = [] if batch is None else [f"the batch {batch_id} ended as '{batch.state}'"]
+        if self._not_found >= _NOT_FOUND:
+            lost = "deleted there, or the service was started anew and the batch may still run"
+            said = [f"{self._place} knows no batch {batch_id} any more: it may have been {lost}"]
         said += [
             f"{error['source']} error {error['errorCode']}: {error['message']}".strip()
             for error in (batch.errors if batch else ())
         ]
         own = list(self._reader.tail) if self._reader else []
-        log = self._log_tail(batch_id)
+        log, problem = self._log_tail(batch_id)
         source = batch.errors[0]["source"] if batch and batch.errors else None
         explanation = explain("\n".join([*said, *own, *log]), source=source)
         trace = driver_traceback([*own, *log])
@@ -228,6 +270,7 @@ class LivyBatches(BatchService):
             "" if explanation is None else f"{explanation.cause} {explanation.remedy}",
             "\n".join(said),
             "\n".join(own or log),
+            problem or "",
         ]
         return "\n\n".join(part for part in parts if part)
 
@@ -236,18 +279,29 @@ class LivyBatches(BatchService):
         batch = self._seen.get(batch_id)
         return {} if batch is None else self._describe(batch)
 
-    def _log_tail(self, batch_id: str) -> list[str]:
-        """Return the end of the service's own log of the batch, which says what is left out."""
-        try:
-            first = self._client.get_batch_logs(batch_id, start=0, size=_LOG_LINES)
-            lines = list(first.lines)
-            while first.start is not None and len(first.lines) == _LOG_LINES:
-                first = self._client.get_batch_logs(batch_id, start=len(lines), size=_LOG_LINES)
-                lines += first.lines
-        except CallError as e:
-            return [f"[the service's log could not be read: {e}]"]
+    def _log_tail(self, batch_id: str) -> tuple[list[str], str | None]:
+        """Return the end of the service's own log of the batch, which says what is left out.
+
+        The second one tells why it is not all there; None if it is.
+        """
+        lines: list[str] = []
+        problem = None
+        patience = _Patience(min(self._patience, _LOG_SECONDS))
+        pages = 0
+        while pages < _MAX_LOG_PAGES:
+            try:
+                page = self._client.get_batch_logs(batch_id, start=len(lines), size=_LOG_LINES)
+            except CallError as e:
+                if (_is_refusal(e) and e.status != _UNAUTHORIZED) or not patience.wait(e):
+                    problem = f"[the service's log could not be read: {e}]"
+                    break
+                continue
+            pages += 1
+            lines += page.lines
+            if page.start is None or len(page.lines) < _LOG_LINES:
+                break
         cut = [f"[{len(lines) - _LOG_LINES} earlier lines]"] if len(lines) > _LOG_LINES else []
-        return [*cut, *lines[-_LOG_LINES:]]
+        return [*cut, *lines[-_LOG_LINES:]], problem
 
     def _remember(self, batch: LivyBatch) -> str:
         self._seen[batch.id] = batch
@@ -274,7 +328,8 @@ class LivyBatches(BatchService):
         self._failing_since = now if self._failing_since is None else self._failing_since
         if _is_refusal(error):
             self._refusals += 1
-            if self._refusals >= _REFUSALS:
+            is_late = now - self._failing_since > min(self._patience, _REFUSED_SECONDS)
+            if self._refusals >= _REFUSALS and is_late:
                 raise StepFailedError(
                     f"{self._place} does not tell how the batch is. {_explained(str(error))}"
                 ) from error
@@ -301,29 +356,38 @@ class LivyBatches(BatchService):
         return None
 
     def _look(self, submission: Submission) -> str | None:
-        patience = _Patience(self._patience)
-        refusals = 0
+        batches = self._all_of(submission)
+        # Of several one does the work, and the others end when they see that.
+        running = [batch for batch in batches if not self._state_of(batch).is_final]
+        for batch in running or batches:
+            return self._remember(batch)
+        return None
+
+    def _all_of(self, submission: Submission) -> list[LivyBatch]:
+        """Return all batches of a submission that the service lists."""
+        patience = _Patience(min(self._patience, _REFUSED_SECONDS))
+        outage = _Patience(self._patience)
         while True:
             try:
-                for batch in self._client.all_batches():
+                return [
+                    batch
+                    for batch in self._client.all_batches()
                     # A name of one's own may come before that of the submission.
-                    if (batch.name or "").endswith(submission.name):
-                        return self._remember(batch)
+                    if (batch.name or "").endswith(submission.name)
+                ]
             except CallError as e:
-                refusals += _is_refusal(e)
-                if refusals >= _REFUSALS or not patience.wait(e):
+                if not (patience if _is_refusal(e) else outage).wait(e):
                     raise ServiceUnavailableError(
                         f"It is not known whether {self._place} has a batch {submission.name}: "
                         f"{e}. If it has, end it there."
                     ) from e
-            else:
-                return None
 
 
 class _Patience:
     """Waits longer and longer between tries, for so long in all."""
 
     def __init__(self, limit: float) -> None:
+        self.limit = limit
         self._deadline = time.monotonic() + limit
         self._tries = 0
 
@@ -338,18 +402,15 @@ class _Patience:
         return True
 
 
+def is_over(batch: LivyBatch) -> bool:
+    """Tell whether a batch is at its end; one in a state that is unknown here is not."""
+    return batch.result in _VERDICTS or _STATES.get(batch.state, BatchState.RUNNING).is_final
+
+
 def _is_refusal(error: CallError) -> bool:
     """Tell whether the service has understood the request, and will not do it."""
     status = error.status
-    return status is not None and 400 <= status < 500 and status not in _TRANSIENT
-
-
-def _may_pass(error: CallError, refusals: int) -> bool:
-    """Tell whether what was refused may be taken later: a new token, or room in the pool."""
-    if error.status == _UNAUTHORIZED:
-        return refusals < _REFUSALS
-    explanation = explain(str(error))
-    return explanation is not None and explanation.is_transient
+    return status is not None and 300 <= status < 500 and status not in _TRANSIENT
 
 
 def _explained(text: str) -> str:

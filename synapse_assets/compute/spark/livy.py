@@ -6,9 +6,9 @@ Sources: the REST API of Apache Livy 0.7 and 0.8 (https://livy.apache.org/docs/l
 import datetime as dt
 import email.utils
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import requests
@@ -17,6 +17,10 @@ _CONNECT_SECONDS = 10.0
 _READ_SECONDS = 60.0
 _PAGE = 100
 _MAX_RETRY_AFTER_SECONDS = 600.0
+# From here on it is an error, and so is an answer that sends a request elsewhere.
+_REDIRECTED = 300
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -65,24 +69,36 @@ class CallError(Exception):
     Attributes:
         status: The status of HTTP; None if there was no answer, or none that can be read.
         retry_after: How long the service asks to be left alone, in seconds.
+        was_sent: Whether the service may have seen the request.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        was_sent: bool = True,
     ) -> None:
         """Create the error from what the service or the network says."""
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.was_sent = was_sent
 
 
 class LivyClient(ABC):
     """The five verbs. Each sends one request, once; whoever calls decides what to do about errors.
 
     Every verb raises a `CallError` if the request did not succeed.
+
+    Attributes:
+        page_size: How many batches a list has at once.
+        forgets_deleted: Whether a batch that was deleted is not found any more, and has ended then.
     """
 
     page_size = _PAGE
+    forgets_deleted = True
 
     @abstractmethod
     def post_batch(self, request: Mapping[str, Any]) -> LivyBatch:
@@ -140,39 +156,64 @@ class HttpLivyClient(LivyClient):
     def post_batch(self, request: Mapping[str, Any]) -> LivyBatch:
         """Ask for a batch. Livy refuses fields that it does not know, so tags are left out."""
         known = {name: value for name, value in request.items() if name != "tags"}
-        return _batch(self._call("POST", "/batches", json=known))
+        return self._call("POST", "/batches", read=lambda answer: _batch(answer.json()), json=known)
 
     def get_batch(self, batch_id: str) -> LivyBatch:
         """Return a batch."""
-        return _batch(self._call("GET", f"/batches/{batch_id}"))
+        path = f"/batches/{batch_id}"
+        return self._call("GET", path, read=lambda answer: _batch(answer.json()))
 
     def list_batches(self, start: int) -> tuple[list[LivyBatch], int]:
         """Return up to `page_size` batches from number `start` on, and how many there are."""
-        page = self._call("GET", "/batches", params={"from": start, "size": self.page_size})
-        return [_batch(batch) for batch in page["sessions"]], page["total"]
+
+        def read(answer: "requests.Response") -> tuple[list[LivyBatch], int]:
+            page = answer.json()
+            return [_batch(batch) for batch in page["sessions"]], int(page["total"])
+
+        params = {"from": start, "size": self.page_size}
+        return self._call("GET", "/batches", read=read, params=params)
 
     def delete_batch(self, batch_id: str) -> None:
         """End a batch; Livy forgets it then."""
-        self._call("DELETE", f"/batches/{batch_id}")
+        self._call("DELETE", f"/batches/{batch_id}", read=lambda _: None)
 
     def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
         """Return lines of the log; of a long one Livy keeps the end only."""
-        page = self._call("GET", f"/batches/{batch_id}/log", params={"from": start, "size": size})
-        return LogPage(page["log"], page["from"])
 
-    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        def read(answer: "requests.Response") -> LogPage:
+            page = answer.json()
+            return LogPage([str(line) for line in page["log"]], int(page["from"]))
+
+        params = {"from": start, "size": size}
+        return self._call("GET", f"/batches/{batch_id}/log", read=read, params=params)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        read: Callable[["requests.Response"], _Answer],
+        **arguments: Any,
+    ) -> _Answer:
         import requests
 
-        timeout = (_CONNECT_SECONDS, _READ_SECONDS)
         try:
             response = self._session.request(
-                method, f"{self._url}{path}", timeout=timeout, **arguments
+                method,
+                f"{self._url}{path}",
+                timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+                # A POST that is sent elsewhere would become a GET.
+                allow_redirects=False,
+                **arguments,
             )
-            if response.ok:
-                answer: dict[str, Any] = response.json()
-                return answer
-        except (requests.RequestException, ValueError) as e:
-            raise CallError(f"{self._url} could not be asked: {e}") from e
+            if response.status_code < _REDIRECTED:
+                return read(response)
+        except requests.RequestException as e:
+            raise CallError(
+                f"{self._url} could not be asked: {e}", was_sent=not _is_unconnected(e)
+            ) from e
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            raise CallError(f"{self._url} answered what is not Livy's: {e!r}") from e
         raise CallError(
             _message(response),
             status=response.status_code,
@@ -195,6 +236,15 @@ def parse_retry_after(value: str | None) -> float | None:
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
 
 
+def _is_unconnected(error: "requests.RequestException") -> bool:
+    """Tell whether there was no connection, so that nothing was sent."""
+    import requests
+    from urllib3.exceptions import NewConnectionError
+
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
+
+
 def _message(response: "requests.Response") -> str:
     """Return what a refusal says: Livy's 'msg', or the first line of another page."""
     try:
@@ -207,9 +257,11 @@ def _message(response: "requests.Response") -> str:
 
 
 def _batch(answer: Mapping[str, Any]) -> LivyBatch:
+    if answer["id"] is None or answer["state"] is None:
+        raise ValueError(f"the answer names no batch: {answer}")
     return LivyBatch(
         id=str(answer["id"]),
-        state=answer["state"],
+        state=str(answer["state"]),
         name=answer.get("name"),
         application_id=answer.get("appId"),
         links={name: url for name, url in (answer.get("appInfo") or {}).items() if url},

@@ -4,6 +4,7 @@ import functools
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote, urlencode
 
@@ -22,6 +23,7 @@ from synapse_assets.compute.spark.sizing import (
     vcore_seconds,
 )
 from synapse_assets.compute.spark.synapse import EMULATOR_LOGIN, SynapseClient
+from synapse_assets.compute.spark.vcores import holding_vcores
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore.clouds import get_cloud
 from synapse_assets.datastore.credentials import Credential, DefaultChain
@@ -51,6 +53,12 @@ class SparkPool(ComputeTarget):
     price_per_vcore_hour: float | None = Field(
         default=None, ge=0, description="What a vCore costs in an hour, in any currency."
     )
+    vcore_limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many vCores all batches of this Dagster instance may hold at once; others "
+        "wait.",
+    )
     queued_timeout_seconds: float = Field(
         default=_DAY, gt=0, description="How long a batch may wait for its turn, in seconds."
     )
@@ -64,6 +72,12 @@ class SparkPool(ComputeTarget):
         default=10 * 60.0,
         gt=0,
         description="How long the service may be out of reach while a batch runs, in seconds.",
+    )
+    orphaned_timeout_seconds: float = Field(
+        default=15 * 60.0,
+        ge=0,
+        description="How long a batch may go on without a run before the sweeper cancels it, in "
+        "seconds: so long a re-execution can adopt it.",
     )
 
     @abstractmethod
@@ -84,6 +98,28 @@ class SparkPool(ComputeTarget):
         """Raise a ConfigurationError if the pool cannot run a batch of these options."""
         options.check()
 
+    @property
+    @abstractmethod
+    def vcore_pool(self) -> str:
+        """Name of the Dagster pool that counts the pool's vCores."""
+
+    def capacity(
+        self, context: dg.AssetExecutionContext, options: dg.Config | None
+    ) -> AbstractContextManager[None]:
+        """Return what holds the batch's vCores, where there is a limit to them."""
+        if self.vcore_limit is None:
+            return nullcontext()
+        vcores = count_vcores(self.asked(options))
+        return holding_vcores(
+            context.instance,
+            self.vcore_pool,
+            vcores=vcores,
+            limit=self.vcore_limit,
+            run_id=context.run.run_id,
+            step=context.get_step_execution_context().step.key,
+            say=context.log.info,
+        )
+
     def limits(self) -> dict[BatchState, float]:
         """Return how long a batch may be in each of its states, in seconds."""
         return {
@@ -95,7 +131,7 @@ class SparkPool(ComputeTarget):
 
     def surroundings(self, options: dg.Config | None) -> Mapping[str, Any]:
         """Return what the batch asks of the pool: with other options it is other work."""
-        merged = self._merged(options)
+        merged = self.asked(options)
         wheels = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in merged.wheels()]
         return {"request": merged.to_request(conf=_CONF), "wheels": wheels}
 
@@ -105,7 +141,7 @@ class SparkPool(ComputeTarget):
         Raises:
             ConfigurationError: The pool cannot run a batch of these options.
         """
-        merged = self._merged(options)
+        merged = self.asked(options)
         self.check(merged)
         return LivyBatches(
             self.client(),
@@ -118,7 +154,12 @@ class SparkPool(ComputeTarget):
             cancel_limit=self.ending_timeout_seconds,
         )
 
-    def _merged(self, options: dg.Config | None) -> SparkOptions:
+    def asked(self, options: dg.Config | None = None) -> SparkOptions:
+        """Return what a batch asks of the pool in all.
+
+        Raises:
+            ConfigurationError: The options are not those of Spark.
+        """
         own = self.options.over(self.default_options)
         if options is None:
             return own
@@ -232,6 +273,11 @@ class SynapseSparkPool(SparkPool):
         """What messages call the pool."""
         return f"The Spark pool {self.pool} of {self.endpoint}"
 
+    @property
+    def vcore_pool(self) -> str:
+        """Name of the Dagster pool that counts the pool's vCores."""
+        return f"{self.pool}_vcores"
+
     def client(self) -> LivyClient:
         """Return the client of the pool.
 
@@ -290,6 +336,11 @@ class LivySparkPool(SparkPool):
     def place(self) -> str:
         """What messages call the pool."""
         return f"Livy at {self.url}"
+
+    @property
+    def vcore_pool(self) -> str:
+        """Name of the Dagster pool that counts the cluster's vCores."""
+        return "livy_vcores"
 
     def client(self) -> LivyClient:
         """Return the client of the server."""

@@ -5,6 +5,7 @@ Sources: azure-synapse-spark 0.7.0, Livy API version 2019-11-01-preview
 """
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from synapse_assets.compute.spark.livy import (
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, TokenCredential
+    from azure.core.exceptions import HttpResponseError
     from azure.synapse.spark import SparkClient
 
 # The bearer token of the emulator. Not a secret: it serves this machine only.
@@ -51,11 +53,33 @@ class _EmulatorLogin:
 EMULATOR_LOGIN = _EmulatorLogin()
 
 
+class _Login:
+    """A credential whose errors are told from those of the service, which was not asked then."""
+
+    def __init__(self, credential: "TokenCredential") -> None:
+        self._credential = credential
+
+    def get_token(self, *scopes: str, **options: Any) -> "AccessToken":
+        from azure.core.exceptions import AzureError, ClientAuthenticationError
+
+        try:
+            return self._credential.get_token(*scopes, **options)
+        except AzureError as e:
+            is_refused = isinstance(e, ClientAuthenticationError)
+            raise CallError(
+                f"There is no token for the service: {e}",
+                status=_UNAUTHORIZED if is_refused else None,
+                was_sent=False,
+            ) from e
+
+
 class SynapseClient(LivyClient):
     """One Spark pool of a Synapse workspace."""
 
     # The most that the service gives at once.
     page_size = 20
+    # A cancelled batch ends later, and stays in the list.
+    forgets_deleted = False
 
     def __init__(
         self, endpoint: str, pool: str, *, credential: "TokenCredential", scope: str
@@ -70,7 +94,7 @@ class SynapseClient(LivyClient):
         """
         self._endpoint = endpoint.rstrip("/")
         self._pool = pool
-        self._credential = credential
+        self._login = _Login(credential)
         self._scope = scope
         self._lock = threading.Lock()
         self._client: SparkClient | None = None
@@ -82,13 +106,13 @@ class SynapseClient(LivyClient):
         options: Any = SparkBatchJobOptions.from_dict(dict(request))  # type: ignore[no-untyped-call]
         with self._calling() as (client, arguments):
             job = client.spark_batch.create_spark_batch_job(options, detailed=True, **arguments)
-        return _batch(job)
+            return _batch(job)
 
     def get_batch(self, batch_id: str) -> LivyBatch:
         """Return a batch."""
         with self._calling() as (client, arguments):
             job = client.spark_batch.get_spark_batch_job(int(batch_id), detailed=True, **arguments)
-        return _batch(job)
+            return _batch(job)
 
     def list_batches(self, start: int) -> tuple[list[LivyBatch], int]:
         """Return up to `page_size` batches from number `start` on, and how many there are."""
@@ -96,7 +120,7 @@ class SynapseClient(LivyClient):
             page = client.spark_batch.get_spark_batch_jobs(
                 from_parameter=start, size=self.page_size, detailed=True, **arguments
             )
-        return [_batch(job) for job in page.sessions or ()], page.total
+            return [_batch(job) for job in page.sessions or ()], int(page.total or 0)
 
     def delete_batch(self, batch_id: str) -> None:
         """Cancel a batch."""
@@ -110,13 +134,16 @@ class SynapseClient(LivyClient):
     @contextlib.contextmanager
     def _calling(self) -> Iterator[tuple["SparkClient", dict[str, Any]]]:
         """Yield the SDK's client and arguments for each call; errors become `CallError`."""
-        from azure.core.exceptions import AzureError, HttpResponseError
+        from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError
         from msrest.exceptions import ClientException
 
         try:
             # The SDK repeats any request on 500, 503 and 504, the one that starts a batch too.
             yield self._open(), {"retry_total": 0, **_TIMEOUTS, **self._transport()}
         except HttpResponseError as e:
+            if e.response is None:
+                # The answer broke off.
+                raise CallError(f"{self._endpoint} could not be asked: {e.message}") from e
             if e.status_code == _UNAUTHORIZED:
                 # Its token is in the client: the next call asks for a new one.
                 with self._lock:
@@ -127,8 +154,13 @@ class SynapseClient(LivyClient):
                 status=e.status_code,
                 retry_after=parse_retry_after(headers.get("Retry-After")),
             ) from e
-        except (AzureError, ClientException, ValueError) as e:
-            raise CallError(f"{self._endpoint} could not be asked: {e}") from e
+        except (AzureError, ClientException) as e:
+            raise CallError(
+                f"{self._endpoint} could not be asked: {e}",
+                was_sent=not isinstance(e, ServiceRequestError),
+            ) from e
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            raise CallError(f"{self._endpoint} answered what is not Synapse's: {e!r}") from e
 
     def _open(self) -> "SparkClient":
         from azure.core.pipeline.policies import BearerTokenCredentialPolicy
@@ -137,12 +169,10 @@ class SynapseClient(LivyClient):
         with self._lock:
             if self._client is None:
                 self._client = SparkClient(
-                    self._credential,
+                    self._login,
                     self._endpoint,
                     self._pool,
-                    authentication_policy=BearerTokenCredentialPolicy(
-                        self._credential, self._scope
-                    ),
+                    authentication_policy=BearerTokenCredentialPolicy(self._login, self._scope),
                 )
             return self._client
 
@@ -151,17 +181,18 @@ class SynapseClient(LivyClient):
         return {"enforce_https": False} if self._endpoint.startswith("http://127.") else {}
 
 
-def _said(error: Any) -> str:
+def _said(error: "HttpResponseError") -> str:
     """Return the service's own sentence."""
-    with contextlib.suppress(Exception):
-        answer = error.response.json()
-        if isinstance(answer, dict):
-            inner = answer["error"] if isinstance(answer.get("error"), dict) else answer
-            said = inner.get("message") or inner.get("Message") or inner.get("msg")
-            if said:
-                return str(said)
+    response: Any = error.response
+    text = response.body().decode(errors="replace").strip()
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return text.partition("\n")[0] or error.message
+    if not isinstance(answer, dict):
         return str(answer)
-    return str(error.message).strip().partition("\n")[0]
+    inner = answer["error"] if isinstance(answer.get("error"), dict) else answer
+    return str(inner.get("message") or inner.get("Message") or inner.get("msg") or answer)
 
 
 def _batch(job: Any) -> LivyBatch:

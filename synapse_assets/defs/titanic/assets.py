@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from synapse_assets.compute.spark import SparkOptions
 from synapse_assets.compute.step import Step
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datasets.attempt import StagedDataset
@@ -82,10 +83,14 @@ def titanic_input(
     pool="titanic_prepared",
 )
 def titanic_prepared(
-    context: dg.AssetExecutionContext, spark: ComputeTarget, titanic_input: DatasetVersion
+    context: dg.AssetExecutionContext,
+    config: SparkOptions,
+    spark: ComputeTarget,
+    titanic_input: DatasetVersion,
 ) -> Iterator[dg.MaterializeResult[StagedDataset] | dg.AssetCheckResult]:
     """Prepare one arrival on Spark; every row of it ends in one of the two tables."""
-    run = spark.run(PREPARE, context=context, inputs={"titanic_input": titanic_input})
+    inputs = {"titanic_input": titanic_input}
+    run = spark.run(PREPARE, context=context, inputs=inputs, options=config)
     yield from run.get_results()
 
 
