@@ -33,9 +33,16 @@ class Measurement:
 
 
 def measure(
-    commands: Sequence[Sequence[str]], *, environment: Mapping[str, str], log: Path
+    commands: Sequence[Sequence[str]],
+    *,
+    environment: Mapping[str, str],
+    log: Path,
+    with_memory: bool = False,
 ) -> Measurement:
     """Run commands one after the other and return what they cost together.
+
+    To look at the memory of all processes takes time from them: ask for it in a run whose time
+    does not count.
 
     Raises:
         SystemExit: One of them failed; the message ends with what it printed last.
@@ -53,12 +60,14 @@ def measure(
             )
             ended = threading.Event()
             sampler = threading.Thread(target=_sample, args=(process.pid, ended, peaks))
-            sampler.start()
+            if with_memory:
+                sampler.start()
             # Waited for here and sampled there: the end is noticed at once.
             code = process.wait()
             seconds = time.perf_counter() - started
             ended.set()
-            sampler.join()
+            if with_memory:
+                sampler.join()
             if code != 0:
                 tail = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
                 raise SystemExit("\n".join([f"exit code {code}: {' '.join(command)}", *tail]))

@@ -6,6 +6,7 @@ ours, bare, plain, ours ... Nothing here fails because something was slow.
 
 import argparse
 import datetime as dt
+import functools
 import json
 import os
 import platform
@@ -33,6 +34,8 @@ _SEED = 1912
 _PAGE = Path("docs/performance.md")
 _PACKAGES = ("dagster", "pyspark", "pyarrow", "scikit-learn", "deltalake")
 
+_Measure = Callable[..., Measurement]
+
 _IMPORT_REPEATS = 9
 _IMPORTS = {
     "import dagster": "import dagster",
@@ -54,19 +57,22 @@ def main() -> None:
         for rows in options.rows:
             source = Path(scratch, f"{rows}-rows.csv")
             write_sample(source, rows=rows, seed=_SEED)
-            for repeat in range(options.repeats):
+            # The last round is for memory alone.
+            for repeat in range(options.repeats + 1):
+                with_memory = repeat == options.repeats
+                kept = results.memory if with_memory else results.runs
                 # Another one goes first each time, and none pays for what another left to write.
                 first = repeat % len(options.variants)
                 for variant in [*options.variants[first:], *options.variants[:first]]:
                     os.sync()
                     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                        for name, measured in _RUN[variant](source, Path(folder)).items():
-                            results.runs.setdefault((rows, name), []).append(measured)
-                            print(
-                                f"{rows:,} rows, {repeat + 1} of {options.repeats}, {name}: "
-                                f"{measured.seconds:.1f} s, {measured.tree / 2**20:,.0f} MiB",
-                                flush=True,
-                            )
+                        run = functools.partial(measure, with_memory=with_memory)
+                        for name, measured in _RUN[variant](source, Path(folder), run).items():
+                            kept.setdefault((rows, name), []).append(measured)
+                            what = f"{measured.seconds:.1f} s"
+                            if with_memory:
+                                what = f"{measured.tree / 2**20:,.0f} MiB"
+                            print(f"{rows:,} rows, round {repeat + 1}, {name}: {what}", flush=True)
             source.unlink()
     print(f"\n{format_tables(results)}")
     if options.write is not None:
@@ -97,38 +103,38 @@ def _warm_up(variants: Sequence[str], scratch: Path) -> None:
     write_sample(source, rows=_ROWS[0], seed=_SEED)
     for variant in variants:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            _RUN[variant](source, Path(folder))
+            _RUN[variant](source, Path(folder), measure)
             print(f"warmed up: {variant}", flush=True)
 
 
-def _run_bare(source: Path, folder: Path) -> dict[str, Measurement]:
+def _run_bare(source: Path, folder: Path, run: _Measure) -> dict[str, Measurement]:
     data = folder / "data"
     commands = [
         _python("benchmarks.bare_prepare", source, data, _spark_conf()),
         _python("benchmarks.bare_train", data),
     ]
-    return {"bare": measure(commands, environment=_environment(folder), log=folder / "log")}
+    return {"bare": run(commands, environment=_environment(folder), log=folder / "log")}
 
 
-def _run_plain(source: Path, folder: Path) -> dict[str, Measurement]:
+def _run_plain(source: Path, folder: Path, run: _Measure) -> dict[str, Measurement]:
     environment = _environment(folder)
     home = Path(environment["DAGSTER_HOME"])
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     command = _python("benchmarks.plain_dagster", source, folder / "data", _spark_conf())
-    return {"plain": measure([command], environment=environment, log=folder / "log")}
+    return {"plain": run([command], environment=environment, log=folder / "log")}
 
 
-def _run_ours(source: Path, folder: Path) -> dict[str, Measurement]:
+def _run_ours(source: Path, folder: Path, run: _Measure) -> dict[str, Measurement]:
     commands = [[*_OURS, str(source)]]
     environment, log = _environment(folder), folder / "log"
     return {
-        name: measure(commands, environment=environment, log=log)
+        name: run(commands, environment=environment, log=log)
         for name in ("ours", "ours, again")
     }
 
 
-_RUN: dict[str, Callable[[Path, Path], dict[str, Measurement]]] = {
+_RUN: dict[str, Callable[[Path, Path, _Measure], dict[str, Measurement]]] = {
     "bare": _run_bare,
     "plain": _run_plain,
     "ours": _run_ours,
