@@ -30,6 +30,9 @@ _MAX_PAUSE_SECONDS = 15.0
 _CLOSING_TRIES = 5
 _TAIL_LINES = 40
 _STREAMS = {"stdout": 1, "stderr": 2}
+# A line whose end does not come is written without it, at the second look in vain.
+_BEGUN_POLLS = 2
+_MAX_LINE_BYTES = 1 << 20
 
 
 class ChunkReader(dg.PipesMessageReader):
@@ -57,6 +60,7 @@ class ChunkReader(dg.PipesMessageReader):
         self.has_output = False
         self._storage = storage
         self._folder = folder
+        self._begun = dict.fromkeys(_STREAMS, b"")
 
     @contextlib.contextmanager
     def read_messages(self, handler: "PipesMessageHandler") -> Iterator[dict[str, Any]]:
@@ -86,6 +90,7 @@ class ChunkReader(dg.PipesMessageReader):
             except StorageError as e:
                 failures += 1
                 if is_ending and failures > _CLOSING_TRIES:
+                    self._write_begun()
                     logger.warning("The end of the step's output could not be read: %s", e)
                     return
                 time.sleep(min(_POLL_SECONDS * 2**failures, _MAX_PAUSE_SECONDS))
@@ -96,25 +101,41 @@ class ChunkReader(dg.PipesMessageReader):
                     self.said_last.set()
                     return
             elif is_ending:
+                self._write_begun()
                 return
             else:
                 idle += 1
+                if idle == _BEGUN_POLLS:
+                    self._write_begun()
                 stop.wait(_POLL_SECONDS if idle < _IDLE_AFTER_POLLS else _IDLE_POLL_SECONDS)
 
     def _handle(self, chunk: dict[str, Any], handler: "PipesMessageHandler") -> bool:
         """Pass a chunk on, and return whether it is the last one."""
         self.has_output = True
-        for stream, descriptor in _STREAMS.items():
-            content = chunk[stream].encode("utf-8", "surrogateescape")
-            _write_all(descriptor, content)
-            self.tail.extend(content.decode(errors="replace").splitlines())
+        for stream in _STREAMS:
+            content = self._begun[stream] + chunk[stream].encode("utf-8", "surrogateescape")
+            # Whole lines: others write to the same output, between two chunks too.
+            end = max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
+            if chunk["is_last"] or len(content) - end > _MAX_LINE_BYTES:
+                end = len(content)
+            self._begun[stream] = content[end:]
+            self._write(stream, content[:end])
         if chunk["lost"]:
             note = f"[{chunk['lost']:,} bytes of output were lost: the store could not take them]"
-            _write_all(_STREAMS["stderr"], f"{note}\n".encode())
-            self.tail.append(note)
+            self._write("stderr", f"{note}\n".encode())
         for message in chunk["messages"]:
             handler.handle_message(message)
         return bool(chunk["is_last"])
+
+    def _write_begun(self) -> None:
+        """Write the lines that have no end yet."""
+        for stream, content in self._begun.items():
+            self._write(stream, content)
+            self._begun[stream] = b""
+
+    def _write(self, stream: str, content: bytes) -> None:
+        _write_all(_STREAMS[stream], content)
+        self.tail.extend(content.decode(errors="replace").splitlines())
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -45,17 +45,6 @@ def report_unknown_type(report: Callable[..., None], files: Path) -> None:
     report("files", odd={"raw_value": 1, "type": "hologram"})
 
 
-def report_check(numbers_needed: int = 1) -> dict[str, pa.Table]:
-    """Report a check through Dagster Pipes itself."""
-    from dagster_pipes import PipesContext
-
-    pipes = PipesContext.get()
-    pipes.report_asset_check(
-        asset_key="numbers", check_name="enough", passed=numbers_needed <= 1, severity="ERROR"
-    )
-    return {"numbers": pa.table({"n": [1]})}
-
-
 def refuse() -> dict[str, pa.Table]:
     """Refuse the input, as a step does that its user has to mend."""
     print("looking at the input")
@@ -96,11 +85,16 @@ def kill_itself_while_writing(files: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def print_lines(lines: int = 10) -> dict[str, pa.Table]:
-    """Print to both streams."""
+def say_much(lines: int = 10) -> dict[str, pa.Table]:
+    """Print to both streams, and report a check through Dagster Pipes itself."""
+    from dagster_pipes import PipesContext
+
     for number in range(lines):
         print(f"out {number}")
         print(f"err {number}", file=sys.stderr)
+    PipesContext.get().report_asset_check(
+        asset_key="numbers", check_name="enough", passed=True, severity="ERROR"
+    )
     return {"numbers": pa.table({"n": [lines]})}
 
 
@@ -112,8 +106,23 @@ def run_long(pid_file: str, seconds: float = 120.0) -> dict[str, pa.Table]:
     return {"numbers": pa.table({"n": [1]})}
 
 
-def count_calls(counter: str) -> dict[str, pa.Table]:
-    """Leave a mark for every call."""
+def count_calls(counter: str, gate: str | None = None) -> dict[str, pa.Table]:
+    """Leave a mark for every call, and wait until there is a file `gate`."""
     with Path(counter).open("a") as marks:
         marks.write("x")
+    print("counted")
+    while gate is not None and not Path(gate).exists():
+        time.sleep(0.1)
     return {"numbers": pa.table({"n": [1]})}
+
+
+def meet(folder: str, number: int, others: int, seconds: float = 120.0) -> dict[str, pa.Table]:
+    """Wait until as many others are there at the same time, and return one's own number."""
+    Path(folder).mkdir(exist_ok=True)
+    (Path(folder) / str(number)).touch()
+    deadline = time.monotonic() + seconds
+    while len(list(Path(folder).iterdir())) <= others:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"only {sorted(Path(folder).iterdir())} are there")
+        time.sleep(0.1)
+    return {"numbers": pa.table({"n": [number] * (number + 1)})}

@@ -1,0 +1,208 @@
+"""The sweeper: what a killed orchestrator left running on a Spark pool is found and cancelled."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import dagster as dg
+
+from synapse_assets.compute.attempt import Record, read_record
+from synapse_assets.compute.spark.batches import is_over
+from synapse_assets.compute.spark.livy import CallError, LivyBatch
+from synapse_assets.compute.spark.pool import SparkPool
+from synapse_assets.datastore import Datastore
+from synapse_assets.errors import SynapseAssetsError
+
+# What one look may cost; the next one goes on where it ended.
+_MAX_PAGES = 10
+_MAX_SECONDS = 30.0
+# Dagster gives a sensor a minute, and a request to a service that hangs takes as long.
+_PATIENCE_SECONDS = 45.0
+
+# How `Attempt` names a submission: the attempt's key, and 8 digits. A name of the user's own may
+# come before it.
+_NAME = re.compile(r"(?P<key>[A-Za-z0-9_-]+-[0-9a-f]{16})-[0-9a-f]{8}$")
+_MAX_READABLE = 60
+# The tag by which Dagster keeps re-executions together.
+_ROOT_RUN_ID = "dagster/root_run_id"
+
+
+@dataclass
+class Sweep:
+    """What one look at a pool came to.
+
+    Attributes:
+        cancelled: A sentence about each batch that was cancelled.
+        kept: A sentence about each of our batches that was left alone.
+        problem: Why it ended early; None if it did not.
+        start: Number of the batch with which the next look begins.
+    """
+
+    cancelled: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    problem: str | None = None
+    start: int = 0
+
+    def __str__(self) -> str:
+        """Return all of it, what was done first."""
+        problem = [] if self.problem is None else [self.problem]
+        said = [*self.cancelled, *problem, *self.kept]
+        return " ".join(said) or "No batch was left behind."
+
+
+def sweep(
+    pool: SparkPool,
+    instance: dg.DagsterInstance,
+    *,
+    start: int = 0,
+    now: Callable[[], float] = time.time,
+) -> Sweep:
+    """Cancel the batches of a pool for which no run waits, and none will.
+
+    Those are batches whose attempt has submitted another one since, and batches whose run ended
+    `orphaned_timeout_seconds` of the pool ago, with all of its re-executions. Whatever this
+    project's datastore or the instance does not know belongs to somebody else and is left alone.
+
+    It returns within a minute, whatever the service does, and raises nothing that the service or
+    the datastore is the cause of: `problem` tells.
+
+    Args:
+        pool: The pool.
+        instance: The Dagster instance that knows the runs.
+        start: Where to begin in the service's list of batches: `start` of the look before.
+        now: Returns the time, in seconds since 1970.
+    """
+    found = Sweep(start=start)
+    errors: list[BaseException] = []
+    is_late = threading.Event()
+
+    def look() -> None:
+        try:
+            _look(pool, instance, found, now=now, is_late=is_late)
+        except (CallError, SynapseAssetsError) as e:
+            found.problem = f"{pool.place} could not be swept: {e}"
+        except BaseException as e:  # noqa: BLE001 -- raised below, in the thread that asked
+            errors.append(e)
+
+    thread = threading.Thread(target=look, name="sweeper", daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_SECONDS)
+    if thread.is_alive():
+        is_late.set()
+        return Sweep(
+            cancelled=list(found.cancelled),
+            problem=f"{pool.place} did not answer within {_PATIENCE_SECONDS:g} s.",
+            start=start,
+        )
+    for error in errors:
+        raise error
+    return found
+
+
+def _look(
+    pool: SparkPool,
+    instance: dg.DagsterInstance,
+    found: Sweep,
+    *,
+    now: Callable[[], float],
+    is_late: threading.Event,
+) -> None:
+    client = pool.client()
+    deadline = time.monotonic() + _MAX_SECONDS
+    for _ in range(_MAX_PAGES):
+        page, total = client.list_batches(found.start)
+        for batch in page:
+            if is_over(batch) or (owner := _owner(pool.datastore, batch)) is None:
+                continue
+            reason = _reason_to_keep(owner, instance, pool.orphaned_timeout_seconds, now=now)
+            called = f"Batch {batch.id} ({batch.name})"
+            if reason is not None:
+                found.kept.append(f"{called} is left alone: {reason}.")
+            elif not is_late.is_set():
+                try:
+                    client.delete_batch(batch.id)
+                except CallError as e:
+                    if e.status != HTTPStatus.NOT_FOUND:
+                        found.kept.append(f"{called} could not be cancelled: {e}.")
+                    continue
+                found.cancelled.append(f"{called} was cancelled: {_fault(owner)}.")
+        # A service that forgets what was cancelled moves the rest up: the next round sees it.
+        found.start += len(page)
+        if not page or found.start >= total:
+            found.start = 0
+            return
+        if is_late.is_set() or time.monotonic() > deadline:
+            return
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """The attempt to which a batch belongs.
+
+    Attributes:
+        record: The attempt's last submission.
+        is_superseded: Whether that is another one than the batch's.
+    """
+
+    record: Record
+    is_superseded: bool
+
+
+def _owner(datastore: Datastore, batch: LivyBatch) -> _Owner | None:
+    """Return whose batch it is, None if it is not of an attempt of this datastore."""
+    match = _NAME.search(batch.name or "")
+    if match is None:
+        return None
+    for key in _keys(match["key"]):
+        record = read_record(datastore, key)
+        if record is not None:
+            # Stored before the batch was asked for: another one means a later submission.
+            return _Owner(record, not match[0].endswith(record.submission))
+    return None
+
+
+def _keys(name: str) -> Iterator[str]:
+    """Yield what may be the attempt's key in a name: all of it, or what follows a prefix."""
+    words = name.split("-")
+    for index in range(len(words) - 1):
+        if len("-".join(words[index:-1])) <= _MAX_READABLE:
+            yield "-".join(words[index:])
+
+
+def _reason_to_keep(
+    owner: _Owner,
+    instance: dg.DagsterInstance,
+    grace_seconds: float,
+    *,
+    now: Callable[[], float],
+) -> str | None:
+    if owner.is_superseded:
+        return None
+    run_id = owner.record.run_id
+    own = instance.get_run_record_by_id(run_id)
+    if own is None:
+        return f"its run {run_id} is of another Dagster instance, or was deleted"
+    root = own.dagster_run.root_run_id or run_id
+    first = instance.get_run_record_by_id(root)
+    again = instance.get_run_records(dg.RunsFilter(tags={_ROOT_RUN_ID: root}))
+    group = [own, *again] if first is None else [own, first, *again]
+    for record in group:
+        if not record.dagster_run.is_finished:
+            return (
+                f"the run {record.dagster_run.run_id} is in progress; if its process is gone, "
+                "terminate it in Dagster's UI"
+            )
+    ended = max(record.end_time or record.update_timestamp.timestamp() for record in group)
+    left = ended + grace_seconds - now()
+    if left > 0:
+        return f"for {left / 60:.0f} min more a re-execution of the run {run_id} can adopt it"
+    return None
+
+
+def _fault(owner: _Owner) -> str:
+    if owner.is_superseded:
+        return f"its attempt has submitted {owner.record.submission} since"
+    return f"its run {owner.record.run_id} has ended, and nobody has re-executed it"

@@ -1,0 +1,110 @@
+"""A Livy service without a network that says what it is told to, and a clock that it runs by."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from synapse_assets.compute import attempt
+from synapse_assets.compute.spark import batches
+from synapse_assets.compute.spark.livy import CallError, LivyBatch, LivyClient, LogPage
+
+
+class Clock:
+    """A clock that nobody has to wait for: who sleeps moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.sleeps: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+    def install(self, patch: pytest.MonkeyPatch) -> "Clock":
+        """Let the life cycle of batches run by this clock."""
+        clock = self
+
+        class Event:
+            """An event that nobody sets while another one waits for it."""
+
+            def __init__(self) -> None:
+                self._is_set = False
+
+            def set(self) -> None:
+                self._is_set = True
+
+            def is_set(self) -> bool:
+                return self._is_set
+
+            def wait(self, seconds: float) -> bool:
+                if not self._is_set:
+                    clock.sleep(seconds)
+                return self._is_set
+
+        for module in (attempt, batches):
+            patch.setattr(module, "time", self)
+        patch.setattr(batches, "threading", SimpleNamespace(Event=Event))
+        return self
+
+
+@dataclass
+class ScriptedLivy(LivyClient):
+    """Answers each verb with what its script says, and with the last of it for ever.
+
+    Attributes:
+        post: Answers to POST.
+        get: Answers to GET of a batch.
+        listed: Answers to GET of the list, each a page of it.
+        delete: Answers to DELETE.
+        log: The lines of the log; an error if it cannot be read.
+        keeps_log_whole: Whether the log comes in pages, or only its end.
+        calls: The verbs that were called, and when, by the clock.
+    """
+
+    clock: Clock
+    post: Sequence[LivyBatch | CallError] = (LivyBatch("7", "starting"),)
+    get: Sequence[LivyBatch | CallError] = (LivyBatch("7", "running"),)
+    listed: Sequence[Sequence[LivyBatch] | CallError] = ((),)
+    delete: Sequence[CallError | None] = (None,)
+    log: Sequence[str] | CallError = ()
+    keeps_log_whole: bool = True
+    calls: list[tuple[str, float]] = field(default_factory=list)
+    requests: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def count(self, verb: str) -> int:
+        return [name for name, _ in self.calls].count(verb)
+
+    def post_batch(self, request: Mapping[str, Any]) -> LivyBatch:
+        self.requests.append(request)
+        batch: LivyBatch = self._answer("post", self.post)
+        return batch
+
+    def get_batch(self, batch_id: str) -> LivyBatch:
+        batch: LivyBatch = self._answer("get", self.get)
+        return batch
+
+    def list_batches(self, start: int) -> tuple[list[LivyBatch], int]:
+        everything = self._answer("list", self.listed)
+        return list(everything)[start : start + self.page_size], len(everything)
+
+    def delete_batch(self, batch_id: str) -> None:
+        self._answer("delete", self.delete)
+
+    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
+        lines = self._answer("log", [self.log])
+        if not self.keeps_log_whole:
+            return LogPage(lines[-size:])
+        return LogPage(lines[start : start + size], start)
+
+    def _answer(self, verb: str, script: Sequence[Any]) -> Any:
+        answer = script[min(self.count(verb), len(script) - 1)]
+        self.calls.append((verb, self.clock.now))
+        if isinstance(answer, CallError):
+            raise answer
+        return answer

@@ -1,0 +1,381 @@
+"""The life of a batch on a Livy service that says what the test wants, by a clock of the test."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from azure.synapse.spark.models import LivyStates, SparkBatchJobResultType
+
+from synapse_assets.compute.attempt import Attempt
+from synapse_assets.compute.batch import BatchState, Submission
+from synapse_assets.compute.spark.batches import LivyBatches
+from synapse_assets.compute.spark.livy import CallError, LivyBatch
+from synapse_assets.datastore import Datastore
+from synapse_assets.errors import ServiceUnavailableError, StepFailedError, StepTimeoutError
+from synapse_assets_tests.compute.scripted_livy import Clock, ScriptedLivy
+
+SUBMISSION = Submission(
+    name="numbers-0123456789abcdef-89abcdef",
+    attempt="numbers-0123456789abcdef",
+    bundle="/store/bundle.zip",
+    job_file="/store/job.json",
+    output="/store/output",
+)
+UNREACHABLE = CallError("nobody there")
+NOT_FOUND = CallError("HTTP 404 Not Found: Session '7' not found.", status=404)
+ENDED = LivyBatch("7", "success")
+RUNNING = LivyBatch("7", "running")
+
+# The SDK's enums are typed as plain classes.
+STATES = [state.value for state in cast("Iterable[Any]", LivyStates)]
+VERDICTS = [verdict.value for verdict in cast("Iterable[Any]", SparkBatchJobResultType)]
+
+Script = Callable[..., tuple[ScriptedLivy, LivyBatches]]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock().install(monkeypatch)
+
+
+@pytest.fixture
+def script(clock: Clock, tmp_path: Path) -> Script:
+    """Return a function that makes a service with a script."""
+
+    def make(
+        *,
+        patience: float = 600.0,
+        submit_limit: float = 3600.0,
+        cancel_limit: float = 300.0,
+        **answers: Any,
+    ) -> tuple[ScriptedLivy, LivyBatches]:
+        client = ScriptedLivy(clock, **answers)
+        service = LivyBatches(
+            client,
+            Datastore(root=str(tmp_path)).storage(),
+            make_request=lambda submission: {"name": submission.name},
+            describe=lambda batch: {"batch": batch.id},
+            place="Livy at http://livy",
+            patience=patience,
+            submit_limit=submit_limit,
+            cancel_limit=cancel_limit,
+        )
+        return client, service
+
+    return make
+
+
+@pytest.fixture
+def wait(tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function that waits for a batch, whose step has left its manifest."""
+
+    def wait_for(service: LivyBatches, *, has_manifest: bool = True, **limits: float) -> list[str]:
+        datastore = Datastore(root=str(tmp_path))
+        attempt = Attempt(SUBMISSION.attempt, datastore=datastore, fingerprint="f")
+        if has_manifest:
+            manifest = attempt.uri(SUBMISSION, "manifest.json")
+            datastore.storage().write_atomically(manifest, b"{}")
+        said: list[str] = []
+        asked = {BatchState[name.upper()]: limit for name, limit in limits.items()}
+        attempt.wait(service, "7", SUBMISSION, limits=asked, say=said.append)
+        return said
+
+    return wait_for
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_of_the_sdk_is_known(
+    script: Script, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, service = script(get=[LivyBatch("7", state)])
+    is_final = service.get_state("7").is_final
+    assert is_final is (state in ("success", "error", "dead", "killed"))
+    assert caplog.records == []
+
+
+def test_unknown_state_is_not_final_and_is_told_once(
+    script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, service = script(get=[LivyBatch("7", "meditating")])
+    assert [service.get_state("7") for _ in range(3)] == [BatchState.RUNNING] * 3
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "'meditating', which is unknown here" in record.message
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+@pytest.mark.parametrize("state", ["not_started", "running", "meditating"])
+def test_verdict_is_final_whatever_the_state(script: Script, state: str, verdict: str) -> None:
+    _, service = script(get=[LivyBatch("7", state, result=verdict)])
+    assert service.get_state("7").is_final is (verdict != "Uncertain")
+
+
+def test_state_that_goes_backwards_is_followed(
+    script: Script, wait: Callable[..., list[str]]
+) -> None:
+    states = ["running", "starting", "not_started", "running", "shutting_down", "success"]
+    client, service = script(get=[LivyBatch("7", state) for state in states])
+    said = wait(service)
+    assert [line.partition(" after")[0] for line in said] == [
+        f"Batch 7 is {word}" for word in ("starting", "queued", "running", "ending")
+    ]
+    assert client.count("delete") == 0
+
+
+def test_state_that_comes_back_outwits_no_limit(
+    script: Script, wait: Callable[..., list[str]], clock: Clock
+) -> None:
+    states = [LivyBatch("7", state) for state in ["starting", "running"] * 1000]
+    client, service = script(get=states, cancel_limit=1.0)
+    with pytest.raises(StepTimeoutError, match="longer than its limit of 60 s"):
+        wait(service, has_manifest=False, running=60.0)
+    assert client.count("delete") == 1
+    assert clock.now < 1200.0
+
+
+def test_batch_has_vanished_when_it_is_not_found_three_times(script: Script) -> None:
+    client, service = script(get=[RUNNING, NOT_FOUND, NOT_FOUND, RUNNING, NOT_FOUND])
+    states = [service.get_state("7") for _ in range(7)]
+    assert states == [BatchState.RUNNING] * 6 + [BatchState.VANISHED]
+    assert client.count("get") == 7
+
+
+def test_manifest_of_a_vanished_batch_counts(
+    script: Script, wait: Callable[..., list[str]]
+) -> None:
+    client, service = script(get=[RUNNING, NOT_FOUND])
+    wait(service)
+    assert client.count("delete") == 0
+
+
+def test_state_of_a_service_out_of_reach_is_the_last_one_until_patience_ends(
+    script: Script, wait: Callable[..., list[str]], clock: Clock
+) -> None:
+    client, service = script(get=[RUNNING, UNREACHABLE], patience=60.0, cancel_limit=1.0)
+    with pytest.raises(ServiceUnavailableError, match="out of reach for 60 s: nobody there"):
+        wait(service, has_manifest=False)
+    # What cannot be heard of may still run.
+    assert client.count("delete") >= 1
+    assert 1060.0 < clock.now < 1090.0
+
+
+def test_state_of_a_batch_never_heard_of_is_not_known(script: Script) -> None:
+    _, service = script(get=[UNREACHABLE])
+    assert service.get_state("7") is BatchState.UNKNOWN
+
+
+def test_refusal_to_tell_is_put_up_with_for_less_long(
+    script: Script, wait: Callable[..., list[str]], clock: Clock
+) -> None:
+    forbidden = CallError("HTTP 403 Forbidden: no", status=403)
+    client, service = script(get=[RUNNING, forbidden], cancel_limit=1.0)
+    with pytest.raises(StepFailedError, match=r"does not tell how the batch is.*403"):
+        wait(service, has_manifest=False)
+    assert client.count("get") >= 4
+    assert clock.now < 1120.0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_honoured_while_a_batch_runs(
+    script: Script, clock: Clock, wait: Callable[..., list[str]], status: int
+) -> None:
+    busy = CallError(f"HTTP {status}", status=status, retry_after=30.0)
+    client, service = script(get=[RUNNING, busy, busy, ENDED])
+    wait(service)
+    times = [time for verb, time in client.calls if verb == "get"]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert len(pauses) == 3
+    assert pauses[0] < 1.0
+    assert min(pauses[1:]) >= 30.0
+    assert max(pauses) < 40.0
+
+
+def test_retry_after_is_honoured_when_there_is_no_room(script: Script, clock: Clock) -> None:
+    full = CallError("HTTP 429 Too Many Requests", status=429, retry_after=45.0)
+    client, service = script(post=[full, full, LivyBatch("7", "starting")])
+    assert service.submit(SUBMISSION) == "7"
+    # It is known that there is none: no need to look for it.
+    assert [verb for verb, _ in client.calls] == ["post"] * 3
+    assert clock.now == 1090.0
+
+
+def test_full_service_is_given_up_at_the_limit(script: Script, clock: Clock) -> None:
+    _, service = script(post=[CallError("HTTP 429", status=429)], submit_limit=60.0)
+    with pytest.raises(ServiceUnavailableError, match=r"within 60 s\. .*HTTP 429"):
+        service.submit(SUBMISSION)
+    assert clock.now <= 1060.0
+
+
+@pytest.mark.parametrize("status", [None, 408, 409, 500, 502, 503, 504])
+def test_lost_answer_is_looked_for_before_anything_is_sent_again(
+    script: Script, status: int | None
+) -> None:
+    there = LivyBatch("8", "running", name=f"mine-{SUBMISSION.name}")
+    others = [LivyBatch(str(number), "dead", name=f"other-{number}") for number in range(250)]
+    # The list lags behind, and the batch is on its last page.
+    client, service = script(
+        post=[CallError("lost", status=status)], listed=[others, *[[*others, there]] * 9]
+    )
+    assert service.submit(SUBMISSION) == "8"
+    assert client.count("post") == 1
+
+
+def test_request_that_never_arrived_is_sent_again(script: Script) -> None:
+    client, service = script(post=[UNREACHABLE, LivyBatch("7", "starting")])
+    assert service.submit(SUBMISSION) == "7"
+    assert [verb for verb, _ in client.calls] == ["post", *["list"] * 4, "post"]
+    assert client.requests[0] == client.requests[1]
+
+
+def test_nothing_is_sent_again_while_it_is_not_known_what_came_of_it(script: Script) -> None:
+    client, service = script(post=[UNREACHABLE], listed=[UNREACHABLE], patience=60.0)
+    with pytest.raises(ServiceUnavailableError, match=r"not known whether .* If it has, end it"):
+        service.submit(SUBMISSION)
+    assert client.count("post") == 1
+
+
+def test_name_that_is_taken_is_that_of_a_lost_answer(script: Script) -> None:
+    taken = CallError("HTTP 400 Bad Request: Duplicate session name", status=400)
+    there = LivyBatch("8", "running", name=SUBMISSION.name)
+    client, service = script(post=[UNREACHABLE, taken], listed=[*[()] * 4, [there]])
+    assert service.submit(SUBMISSION) == "8"
+    assert client.count("post") == 2
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_request_that_is_refused_is_not_sent_again(script: Script, status: int) -> None:
+    client, service = script(post=[CallError(f"HTTP {status}: no such thing", status=status)])
+    with pytest.raises(StepFailedError, match=f"did not take the batch .*HTTP {status}"):
+        service.submit(SUBMISSION)
+    assert client.count("post") == 1
+
+
+def test_expired_token_is_asked_for_again(script: Script) -> None:
+    expired = CallError("HTTP 401 Unauthorized", status=401)
+    client, service = script(post=[expired, LivyBatch("7", "starting")])
+    assert service.submit(SUBMISSION) == "7"
+    assert client.count("post") == 2
+    client, service = script(post=[expired])
+    with pytest.raises(StepFailedError, match="401"):
+        service.submit(SUBMISSION)
+    assert client.count("post") == 3
+
+
+def test_id_zero_is_an_id(script: Script) -> None:
+    client, service = script(post=[LivyBatch("0", "starting")])
+    assert service.submit(SUBMISSION) == "0"
+    assert client.count("post") == 1
+    there = LivyBatch("0", "running", name=SUBMISSION.name)
+    _, service = script(listed=[[there]])
+    assert service.find(SUBMISSION) == "0"
+
+
+@pytest.mark.parametrize("status", [400, 409, 500])
+def test_batch_that_has_ended_need_not_be_cancelled(script: Script, status: int) -> None:
+    refused = CallError(f"HTTP {status}: the batch has ended", status=status)
+    client, service = script(delete=[refused], get=[ENDED])
+    service.cancel("7")
+    assert [verb for verb, _ in client.calls] == ["delete", "get"]
+
+
+def test_cancelling_waits_for_the_end(script: Script, clock: Clock) -> None:
+    client, service = script(get=[RUNNING, RUNNING, LivyBatch("7", "killed")])
+    service.cancel("7")
+    assert client.count("delete") == 1
+    assert client.count("get") == 3
+    client, service = script(get=[NOT_FOUND])
+    service.cancel("7")
+    assert client.count("get") == 1
+
+
+def test_cancelling_goes_on_over_faults_of_the_service(script: Script) -> None:
+    down = CallError("HTTP 503", status=503)
+    client, service = script(
+        delete=[UNREACHABLE, down, None], get=[down, RUNNING, RUNNING, UNREACHABLE, NOT_FOUND]
+    )
+    service.cancel("7")
+    assert client.count("delete") == 3
+
+
+def test_batch_that_does_not_end_is_told_of(script: Script, clock: Clock) -> None:
+    _, service = script(get=[RUNNING], cancel_limit=60.0)
+    with pytest.raises(ServiceUnavailableError, match="may still run: look at it there and end it"):
+        service.cancel("7")
+    assert 1030.0 < clock.now <= 1060.0
+
+
+@pytest.mark.parametrize("length", [0, 1, 99, 100, 101, 250, 300])
+def test_end_of_the_log_is_read_page_by_page(script: Script, length: int) -> None:
+    lines = [f"line {number}" for number in range(length)]
+    _, service = script(log=lines)
+    told = service.describe_end("7").splitlines()
+    cut = [f"[{length - 100} earlier lines]"] if length > 100 else []
+    assert told == [*cut, *lines[-100:]]
+
+
+def test_log_without_pages_is_taken_as_it_comes(script: Script) -> None:
+    client, service = script(log=[f"line {number}" for number in range(300)], keeps_log_whole=False)
+    assert service.describe_end("7").splitlines()[-1] == "line 299"
+    assert client.count("log") == 1
+
+
+def test_end_is_told_without_a_log_and_without_the_service(script: Script) -> None:
+    failed = LivyBatch(
+        "7",
+        "dead",
+        errors=[{"source": "User", "errorCode": "LIVY_JOB_STATE_DEAD", "message": "it died"}],
+    )
+    _, service = script(get=[failed], log=CallError("the connection broke"))
+    assert service.get_state("7").is_final
+    told = service.describe_end("7")
+    assert "the batch 7 ended as 'dead'" in told
+    assert "User error LIVY_JOB_STATE_DEAD: it died" in told
+    assert "[the service's log could not be read: the connection broke]" in told
+
+
+class FakeRun(ScriptedLivy):
+    """A batch that runs for so many seconds of the clock."""
+
+    seconds: float = 0.0
+
+    def get_batch(self, batch_id: str) -> LivyBatch:
+        self.calls.append(("get", self.clock.now))
+        return ENDED if self.clock.now - 1000.0 >= self.seconds else RUNNING
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0, 20.0, 120.0, 20 * 60.0, 6 * 60 * 60.0])
+def test_end_is_noticed_soon_and_with_few_requests(
+    script: Script,
+    wait: Callable[..., list[str]],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+) -> None:
+    client, service = script()
+    run = FakeRun(clock)
+    run.seconds = seconds
+    monkeypatch.setattr(client, "get_batch", run.get_batch)
+    wait(service)
+    assert clock.now - 1000.0 - seconds <= max(1.0, 0.1 * seconds)
+    times = [time for _, time in run.calls]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    # Two a second at first; later one every five seconds, and some thirty on the way there.
+    assert all(pause >= 0.5 for pause in pauses)
+    assert len(times) <= 2 + min(seconds / 0.5, 45 + seconds / 5)
+    assert client.count("delete") == 0
+
+
+def test_step_that_says_it_ends_is_looked_at_often(
+    script: Script, wait: Callable[..., list[str]], clock: Clock
+) -> None:
+    """What a driver writes last comes sooner than the service's word: no need to wait longer."""
+    client, service = script()
+    service._said_last.set()
+    run = FakeRun(clock)
+    run.seconds = 1.7
+    client.get_batch = run.get_batch  # type: ignore[method-assign]
+    wait(service)
+    assert clock.now - 1000.0 <= 2.0
