@@ -35,7 +35,10 @@ _STATES = {
 # Synapse's verdict, which is there also for a batch that never came to Livy.
 _VERDICTS = ("Succeeded", "Failed", "Cancelled")
 
-_MIN_POLL_SECONDS = 0.5
+# The step itself tells of its end. The service is asked for what comes without a word, and, after
+# the last word, for the end of the batch.
+_MIN_POLL_SECONDS = 1.0
+_LAST_POLL_SECONDS = 0.5
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 # When a lost request is looked for, in seconds after the look before: a list may lag behind.
 _LOOKS = (0.0, 1.0, 2.0, 4.0)
@@ -200,7 +203,7 @@ class LivyBatches(BatchService):
         """Sleep, less long when the step has said that it is at its end."""
         seconds = max(seconds, _MIN_POLL_SECONDS, self._pause)
         if self._said_last.is_set():
-            time.sleep(max(_MIN_POLL_SECONDS, self._pause))
+            time.sleep(max(_LAST_POLL_SECONDS, self._pause))
             return
         if self._said_last.wait(seconds) and self._pause:
             time.sleep(self._pause)
