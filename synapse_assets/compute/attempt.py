@@ -182,7 +182,7 @@ class Attempt:
             try:
                 self._wait(service, batch_id, limits=limits, say=say)
             except BaseException as e:
-                unsure = _cancel(service, batch_id)
+                unsure = cancel(service, batch_id)
                 # A step that has finished is finished, however its batch is ended.
                 manifest = self.manifest(submission) if isinstance(e, ComputeError) else None
                 if manifest is not None:
@@ -210,7 +210,7 @@ class Attempt:
                 batch_id = other
                 continue
             # What says that it has ended may be wrong, too.
-            unsure = _cancel(service, batch_id) or unsure
+            unsure = cancel(service, batch_id) or unsure
             manifest = self.manifest(submission)
             if manifest is not None:
                 return manifest
@@ -267,7 +267,7 @@ class Attempt:
         self.datastore.storage().write_atomically(uri, json.dumps(value, indent=1).encode())
 
 
-def _cancel(service: BatchService, batch_id: str) -> ComputeError | None:
+def cancel(service: BatchService, batch_id: str) -> ComputeError | None:
     """Cancel a batch; return why it is not known whether it ended, None if it is."""
     try:
         service.cancel(batch_id)

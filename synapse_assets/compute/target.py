@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from synapse_assets.compute import environment
-from synapse_assets.compute.attempt import Attempt
+from synapse_assets.compute.attempt import Attempt, cancel
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.compute.step import Step
 from synapse_assets.datasets.attempt import StagedDataset, attempt_key
@@ -160,36 +160,47 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             if adopted is None
             else adopted.submission
         )
-        with (
-            self.capacity(context, options),
-            _pipes_session(context, service.message_reader(submission)) as session,
-        ):
-            if adopted is None:
-                job = {
-                    **work,
-                    "outputs": {
-                        name: asdict(slot.fresh_target(self.datastore, attempt=attempt.key))
-                        for name, (_, slot) in slots.items()
-                    },
-                    "manifest": attempt.uri(submission, "manifest.json"),
-                    "failure": attempt.uri(submission, "failure.json"),
-                    "claim": attempt.uri(submission, "claim"),
-                    "output": submission.output,
-                    "pipes": session.get_bootstrap_env_vars(),
-                }
-                batch_id = attempt.submit(service, submission, job=job, run_id=context.run.run_id)
-                context.log.info(f"{step.entry_point} started as batch {batch_id}.")
-                adopted = _Adopted(submission, batch_id, None)
-            manifest = adopted.manifest
-            if manifest is None:
-                assert adopted.batch_id is not None
-                manifest = attempt.wait(
-                    service,
-                    adopted.batch_id,
-                    submission,
-                    limits=self.limits(),
-                    say=context.log.info,
-                )
+        is_waited_for = False
+        try:
+            with (
+                self.capacity(context, options),
+                _pipes_session(context, service.message_reader(submission)) as session,
+            ):
+                if adopted is None:
+                    job = {
+                        **work,
+                        "outputs": {
+                            name: asdict(slot.fresh_target(self.datastore, attempt=attempt.key))
+                            for name, (_, slot) in slots.items()
+                        },
+                        "manifest": attempt.uri(submission, "manifest.json"),
+                        "failure": attempt.uri(submission, "failure.json"),
+                        "claim": attempt.uri(submission, "claim"),
+                        "output": submission.output,
+                        "pipes": session.get_bootstrap_env_vars(),
+                    }
+                    batch_id = attempt.submit(
+                        service, submission, job=job, run_id=context.run.run_id
+                    )
+                    adopted = _Adopted(submission, batch_id, None)
+                    context.log.info(f"{step.entry_point} started as batch {batch_id}.")
+                manifest = adopted.manifest
+                if manifest is None:
+                    assert adopted.batch_id is not None
+                    is_waited_for = True
+                    manifest = attempt.wait(
+                        service,
+                        adopted.batch_id,
+                        submission,
+                        limits=self.limits(),
+                        say=context.log.info,
+                    )
+        except BaseException:
+            # An interruption where nobody waits for the batch yet.
+            has_batch = adopted is not None and adopted.manifest is None and adopted.batch_id
+            if has_batch and not is_waited_for:
+                cancel(service, has_batch)
+            raise
         return _completed(
             manifest,
             slots,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
+from http import HTTPStatus
 from types import TracebackType
 from typing import BinaryIO, Literal, get_args
 
@@ -30,8 +31,15 @@ FaultKind = Literal[
     "429 before",
     "slow",  # the answer trickles in
     "truncated",  # the answer ends in the middle
+    "401 before",
+    "403 before",
+    "404 before",
+    "409 before",
+    "503 after",
 ]
-FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)
+ALL_FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)
+# Those of a store: what it refuses is said by its own answers.
+FAULTS = ALL_FAULTS[: ALL_FAULTS.index("truncated") + 1]
 
 _DOWN_SECONDS = 1.0
 _TRICKLE_SECONDS = 0.8
@@ -41,12 +49,18 @@ _SERVICE_SECONDS = 120.0
 _RESET = struct.pack("ii", 1, 0)
 _REASONS = {
     401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    409: "Conflict",
     429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
 _CODES = {
     401: "AuthenticationFailed",
+    403: "Forbidden",
+    404: "NotFound",
+    409: "Conflict",
     429: "TooManyRequests",
     500: "InternalError",
     503: "ServerBusy",
@@ -96,6 +110,7 @@ class Rule:
         retry_after: Seconds that a 429 or 503 tells the client to wait.
         before: Called before the service is asked.
         after: Called after the service has answered.
+        rewrite: Takes the service's status and body, and returns those that the client gets.
     """
 
     kind: FaultKind | None = None
@@ -105,6 +120,7 @@ class Rule:
     retry_after: int | None = None
     before: Callable[[], None] | None = None
     after: Callable[[], None] | None = None
+    rewrite: Callable[[int, bytes], tuple[int, bytes]] | None = None
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def takes(self, request: Request) -> bool:
@@ -263,8 +279,11 @@ class FaultProxy:
         if kind == "reset after":
             _reset(connection)
             return False
-        if kind == "500 after":
-            connection.sendall(_refusal(500, None))
+        if rule is not None and rule.rewrite is not None and request.status is not None:
+            status, content = rule.rewrite(request.status, content)
+            head = _head(status, len(content))
+        if kind in ("500 after", "503 after"):
+            connection.sendall(_refusal(int(kind[:3]), None))
         elif kind == "truncated":
             whole = head + content
             connection.sendall(whole[: len(head) + len(content) // 2] if content else head[:-9])
@@ -332,6 +351,12 @@ def _ask(
     if not has_length:
         lines.append(f"Content-Length: {len(content)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1"), content
+
+
+def _head(status: int, length: int) -> bytes:
+    """Return the head of an answer in JSON."""
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Content-Type: application/json"]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
 
 
 def _refusal(status: int, retry_after: int | None) -> bytes:

@@ -278,9 +278,13 @@ class LivyBatches(BatchService):
         return "\n\n".join(part for part in parts if part)
 
     def describe_use(self, batch_id: str) -> Mapping[str, Any]:
-        """Return metadata about the batch, as far as the service told it."""
-        batch = self._seen.get(batch_id)
-        return {} if batch is None else self._describe(batch)
+        """Return metadata about the batch, as far as the service tells it."""
+        try:
+            # Of one that was adopted after its end nothing has been asked yet.
+            batch = self._seen.get(batch_id) or self._client.get_batch(batch_id)
+        except CallError:
+            return {"batch": batch_id}
+        return self._describe(batch)
 
     def _log_tail(self, batch_id: str) -> tuple[list[str], str | None]:
         """Return the end of the service's own log of the batch, which says what is left out.
