@@ -8,6 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV ?= uv
 
+# Airflow holds its dependencies to other versions than ours. It needs Python 3.11 or newer.
+AIRFLOW := .venvs/airflow
+
 # Set by the maintainers' `make lock`; everybody else installs exactly what it wrote.
 LOCKS := requirements-build.lock requirements.lock requirements-dev.lock
 
@@ -72,6 +75,10 @@ bench: $(VENV)/.installed-dev ## Measure against plain scripts and plain Dagster
 bench-storage: $(VENV)/.installed-dev ## Measure the datastore against the raw libraries, on Azurite and a folder
 	$(BIN)/python -m benchmarks.storage $(BENCH_ARGS)
 
+.PHONY: bench-spark
+bench-spark: $(VENV)/.installed-dev $(AIRFLOW)/.installed ## Measure Spark batches against Airflow's operators, on a stub
+	$(BIN)/python -m benchmarks.spark --airflow $(AIRFLOW)/bin/python $(BENCH_ARGS)
+
 .PHONY: lock
 lock: ## Resolve the dependencies anew (maintainers; needs uv, UV=path/to/uv)
 	@UV="$(UV)" .ci/lock $(LOCK_ARGS)
@@ -102,3 +109,10 @@ $(VENV)/.installed-dev: $(VENV)/.created requirements-build.lock requirements-de
 	@$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
 	@$(PIP_INSTALL) --no-index --editable .
 	@touch $(VENV)/.installed $@
+
+$(AIRFLOW)/.installed: benchmarks/requirements-airflow.txt
+	@.ci/check-python "$(PYTHON)"
+	@echo "Installing Airflow into $(AIRFLOW) (once; a few minutes) ..."
+	@"$(PYTHON)" -m venv --clear $(AIRFLOW)
+	@$(AIRFLOW)/bin/python -m pip install --quiet --no-deps --only-binary :all: --disable-pip-version-check --no-input -r $<
+	@touch $@

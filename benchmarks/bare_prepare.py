@@ -17,8 +17,10 @@ from synapse_assets.steps.prepare import prepare
 def main() -> None:
     source, folder, conf = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     copies = folder / "titanic_input"
-    copies.mkdir(parents=True)
-    land([source], copies, _ignore)
+    quarantined = folder / "titanic_quarantined_files"
+    for output in (copies, quarantined):
+        output.mkdir(parents=True)
+    land([source], copies, quarantined, _ignore)
     builder = SparkSession.builder
     for key, value in conf.items():
         builder = builder.config(key, value)

@@ -75,7 +75,9 @@ def _reporter(metadata: dict[str, dict[str, Any]]) -> Callable[..., None]:
 def titanic_input(files: Files) -> dg.Output[dict[str, int]]:
     metadata: dict[str, dict[str, Any]] = {}
     folder = files.new_folder("titanic_input")
-    properties = land([Path(files.source)], folder, _reporter(metadata))["titanic_input"]
+    quarantined = files.new_folder("titanic_quarantined_files")
+    found = land([Path(files.source)], folder, quarantined, _reporter(metadata))
+    properties = found["titanic_input"]
     rows = {str(folder / name): int(values["rows"]) for name, values in properties.items()}
     return dg.Output(rows, metadata=metadata["titanic_input"])
 
