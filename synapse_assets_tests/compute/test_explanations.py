@@ -112,7 +112,7 @@ SAMPLES: list[tuple[str, str]] = [
     (
         "local_path",
         (
-            '{"msg":"requirement failed: Local path /home/me/etl.jar cannot be added to user '
+            '{"msg":"requirement failed: Local path /srv/jobs/etl.jar cannot be added to user '
             'sessions."}'
         ),
     ),

@@ -140,7 +140,7 @@ def test_secret_in_conf_is_refused_and_not_repeated(key: str) -> None:
     "values",
     [
         {"conf": {"spark.x": "AccountKey=hunter2"}},
-        {"jars": ["https://a.blob.core.windows.net/c/a.jar?sv=2024&sig=hunter2"]},
+        {"files": ["https://a.blob.core.windows.net/c/a.txt?sv=2024&sig=hunter2"]},
         {"arguments": ["DefaultEndpointsProtocol=https;AccountKey=hunter2"]},
     ],
 )

@@ -27,6 +27,7 @@ from azure.core.credentials import AccessToken
 from azure.core.pipeline.transport import HttpRequest, RequestsTransport
 from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
 
+from synapse_assets.compute.bundle import upload_once
 from synapse_assets.datasets import downloads, table
 from synapse_assets.datasets.attempt import StagedDataset
 from synapse_assets.datasets.slot import Slot
@@ -142,6 +143,15 @@ def setup_of(azurite: Azurite) -> Iterator[Setup]:
 def setup(azurite: Azurite) -> Iterator[Setup]:
     with setup_of(azurite) as made:
         yield made
+
+
+@pytest.mark.services
+def test_what_is_there_by_its_content_is_not_sent_again(setup: Setup) -> None:
+    content = os.urandom(1 << 16)
+    first = upload_once(setup.broken, content, suffix=".zip")
+    setup.proxy.break_next()
+    assert upload_once(setup.broken, content, suffix=".zip") == first
+    assert [request.method for request in setup.proxy.seen] == ["HEAD"]
 
 
 def _label(request: Request) -> str:
