@@ -6,6 +6,7 @@ SynapseAssetsError
 ├── DatasetError
 │   ├── DatasetNotFoundError   no such dataset, or no such version of it
 │   ├── PartitionNotFoundError the dataset has no data for a partition that was asked for
+│   ├── ArrivalVanishedError   blobs are gone, or others, since a run was asked for them
 │   ├── SchemaChangedError     new data would change the columns, and the asset does not allow it
 │   ├── UnsupportedTableError  a table or a column that the oldest supported reader cannot read
 │   ├── StagedFilesError       staged files are not what the attempt's manifest says
@@ -13,6 +14,7 @@ SynapseAssetsError
 └── ComputeError
     ├── BundleError            a step's code cannot be shipped as it is
     ├── StepFailedError        the step ran and failed, or ended without proof that it finished
+    │   └── StepRefusedError   the step refused its input, and would refuse it again
     ├── StepTimeoutError       a phase of the step took longer than its limit
     └── ServiceUnavailableError a compute service was out of reach, or full, for too long
 
@@ -44,6 +46,10 @@ class PartitionNotFoundError(DatasetError):
     """Raised when a dataset holds no data for a partition that was asked for."""
 
 
+class ArrivalVanishedError(DatasetError):
+    """Raised when the blobs that a run was asked for are gone, or others, when it reads them."""
+
+
 class SchemaChangedError(DatasetError):
     """Raised when new data would change a table's columns and the asset does not allow it."""
 
@@ -70,6 +76,10 @@ class BundleError(ComputeError):
 
 class StepFailedError(ComputeError):
     """Raised when a step failed, or ended without the proof that it finished."""
+
+
+class StepRefusedError(StepFailedError):
+    """Raised when a step refused its input, so that to try it again would change nothing."""
 
 
 class StepTimeoutError(ComputeError):

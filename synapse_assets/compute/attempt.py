@@ -16,14 +16,19 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.datastore import ATTEMPTS
-from synapse_assets.errors import ComputeError, StepFailedError, StepTimeoutError
+from synapse_assets.errors import (
+    ComputeError,
+    StepFailedError,
+    StepRefusedError,
+    StepTimeoutError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +66,7 @@ class Record:
         submission: Name of the submission, and of its batch.
         batch_id: Id of the batch; None until the service has told it.
         bundle: Location of the bundle.
+        extras: Locations of what the target needs beside it; vacuum keeps both.
         run_id: The run that submitted it.
     """
 
@@ -68,6 +74,7 @@ class Record:
     submission: str
     batch_id: str | None
     bundle: str
+    extras: list[str]
     run_id: str
 
 
@@ -92,16 +99,16 @@ class Attempt:
         digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
         return cls(key=key, datastore=datastore, fingerprint=digest)
 
-    def new_submission(self, *, bundle: str) -> Submission:
+    def new_submission(self, *, bundle: str, extras: Sequence[str]) -> Submission:
         """Return a submission of this attempt that was never made before."""
-        return self._submission(f"{self.key}-{uuid.uuid4().hex[:8]}", bundle)
+        return self._submission(f"{self.key}-{uuid.uuid4().hex[:8]}", bundle, extras)
 
     def last_submission(self) -> tuple[Submission, str | None] | None:
         """Return the last submission of this work and its batch's id; None if there is none."""
         record = read_record(self.datastore, self.key)
         if record is None or record.fingerprint != self.fingerprint:
             return None
-        return self._submission(record.submission, record.bundle), record.batch_id
+        return self._submission(record.submission, record.bundle, record.extras), record.batch_id
 
     def manifest(self, submission: Submission) -> dict[str, Any] | None:
         """Return the proof that a submission's step finished, None if there is none."""
@@ -128,6 +135,7 @@ class Attempt:
             submission=submission.name,
             batch_id=None,
             bundle=submission.bundle,
+            extras=[*submission.extras],
             run_id=run_id,
         )
         self._write(submission.job_file, job)
@@ -173,6 +181,7 @@ class Attempt:
 
         Raises:
             StepTimeoutError: It was in one state longer than that.
+            StepRefusedError: The step refused its input.
             StepFailedError: It ended without a manifest, whatever the service says of it.
             ServiceUnavailableError: The service was out of reach for too long.
         """
@@ -197,7 +206,8 @@ class Attempt:
             failure = self._read(self.uri(submission, "failure.json"))
             end = service.describe_end(batch_id)
             if failure is not None:
-                raise StepFailedError(f"{failure['message']}\n\nStep {self.key}: {end}")
+                error = StepRefusedError if failure.get("is_refusal") else StepFailedError
+                raise error(f"{failure['message']}\n\nStep {self.key}: {end}")
             # Neither proof nor reason. Of a batch that was asked for twice the other one may do
             # the work.
             other, unsure = None, None
@@ -249,12 +259,13 @@ class Attempt:
             poll = min(max(_FIRST_POLL_SECONDS, (now - started) * _POLL_SHARE), _MAX_POLL_SECONDS)
             service.wait(batch_id, seconds=min(poll, left + 0.001))
 
-    def _submission(self, name: str, bundle: str) -> Submission:
+    def _submission(self, name: str, bundle: str, extras: Sequence[str]) -> Submission:
         folder = (ATTEMPTS, self.key, name)
         return Submission(
             name=name,
             attempt=self.key,
             bundle=bundle,
+            extras=tuple(extras),
             job_file=self.datastore.uri(*folder, "job.json"),
             output=self.datastore.uri(*folder, "output"),
         )

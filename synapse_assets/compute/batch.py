@@ -34,6 +34,7 @@ class Submission:
         name: Name of the batch, which no other submission has.
         attempt: Key of the attempt.
         bundle: Location of the bundle.
+        extras: Locations of what the target needs beside it.
         job_file: Location of the job file.
         output: Location of the folder for what a step on a cluster says.
     """
@@ -41,6 +42,7 @@ class Submission:
     name: str
     attempt: str
     bundle: str
+    extras: tuple[str, ...]
     job_file: str
     output: str
 

@@ -39,15 +39,17 @@ def chunk_uri(folder: str, number: int) -> str:
 class Channel:
     """Writes chunks from a thread of its own, half a second after there is something to say."""
 
-    def __init__(self, storage: Storage, folder: str) -> None:
+    def __init__(self, storage: Storage, folder: str, *, first: int = 1) -> None:
         """Create the channel.
 
         Args:
             storage: The store.
             folder: Location of the folder for the chunks.
+            first: Number of the first chunk.
         """
         self._storage = storage
         self._folder = folder
+        self._first = first
         self._changed = threading.Condition()
         self._output = {"stdout": bytearray(), "stderr": bytearray()}
         self._messages: list[Mapping[str, Any]] = []
@@ -125,7 +127,7 @@ class Channel:
         return sum(map(len, self._output.values())) >= _MAX_BUFFER_BYTES
 
     def _write_chunks(self) -> None:
-        number = 1
+        number = self._first
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed or self._has_something())

@@ -19,6 +19,7 @@ and, for a process of this machine:
 or, for a driver on a cluster:
     claim        file that only the first batch of a job can create
     output       folder for what the driver says; see `channel`
+or, for a node of a cluster: `output` and `arguments`. Its environment tells the `storage`.
 """
 
 import atexit
@@ -54,6 +55,12 @@ Job = Mapping[str, Any]
 EXIT_STEP_FAILED = 3
 # Set by a parent that holds the other end of our standard input for as long as it lives.
 WATCH_PARENT = "SYNAPSE_ASSETS_WATCH_PARENT"
+# Environment variable of a node: the store, as `Datastore.storage_spec` describes it.
+STORAGE = "SYNAPSE_ASSETS_STORAGE"
+# Variables by which the nodes of one job tell themselves apart, the first one has 0.
+_RANKS = ("NODE_RANK", "RANK", "OMPI_COMM_WORLD_RANK")
+# What Azure ML's first SDK called the variable with the location of an input.
+_INPUT_VARIABLE = "AZUREML_DATAREFERENCE_{name}"
 # Folder of the bundle with modules for where they are not installed.
 VENDORED = "vendored"
 
@@ -110,6 +117,34 @@ def main_on_cluster() -> None:
     sys.exit(code)
 
 
+def main_on_node() -> None:
+    """Run the job whose URI is the first argument, on a node of a cluster, and exit.
+
+    The node has an identity of its own, by which it opens the store that its environment names.
+    """
+    if any(int(os.environ.get(rank) or 0) for rank in _RANKS):
+        print("The first node of the job does the work.")
+        sys.exit()
+    secrets = json.loads(os.environ.pop(SECRETS, "{}"))
+    storage = open_storage(json.loads(os.environ[STORAGE]), secrets.get("storage", {}))
+    text = storage.read_text(sys.argv[1])
+    if text is None:
+        sys.exit(f"There is no job file at {sys.argv[1]}: run the step again.")
+    job = json.loads(text)
+    for name, reference in job["inputs"].items():
+        os.environ[_INPUT_VARIABLE.format(name=name)] = reference["uri"]
+    sys.argv[1:] = job.get("arguments") or []
+    # A job that lost its node begins anew on another one, and goes on with the output.
+    chunks = len(storage.list_files(job["output"]))
+    with Channel(storage, job["output"], first=chunks + 1).opened() as channel:
+        code = _run_and_tell(job, storage=storage, spark=_no_spark, channel=channel)
+    sys.exit(code)
+
+
+def _no_spark() -> "SparkSession":
+    raise TypeError("The step has a parameter 'spark', and runs where there is none.")
+
+
 def _run_and_tell(
     job: Job,
     *,
@@ -133,7 +168,8 @@ def _run_and_tell(
         except Exception as e:  # noqa: BLE001 -- whatever ends a step, its user has to be told
             trace = traceback.format_exc()
             print(trace, file=sys.stderr, flush=True)
-            _write_json(storage, job["failure"], {"message": _message(e), "traceback": trace})
+            failure = {"message": _message(e), "traceback": trace, "is_refusal": _is_refusal(e)}
+            _write_json(storage, job["failure"], failure)
             return EXIT_STEP_FAILED
     return 0
 
@@ -326,11 +362,16 @@ def _forward_logging(pipes: "PipesContext", *, package: str) -> None:
 
 
 def _message(error: BaseException) -> str:
-    """Return an error in one line; a `ValueError` is the step's own sentence to its user."""
+    """Return an error in one line."""
     text = str(error).strip()
-    if isinstance(error, ValueError) and not isinstance(error, UnicodeError) and text:
+    if _is_refusal(error) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Tell whether an error is the step's own sentence on an input that its user has to mend."""
+    return isinstance(error, ValueError) and not isinstance(error, UnicodeError)
 
 
 def _write_json(storage: Storage, uri: str, value: Any) -> None:

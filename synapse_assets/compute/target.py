@@ -19,11 +19,24 @@ from synapse_assets.datasets.attempt import StagedDataset, attempt_key
 from synapse_assets.datasets.slot import Slot, only_partition
 from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
-from synapse_assets.errors import ConfigurationError, StepFailedError
+from synapse_assets.errors import ConfigurationError, StepFailedError, StepRefusedError
 
 _DEFAULT_TIMEOUT_SECONDS = 6 * 60 * 60.0
+# Metadata of a failure that no retry can mend.
+FINAL = {"allow_retries": dg.MetadataValue.bool(False)}
 # Constructors of `dg.MetadataValue` that take one JSON value.
 _METADATA_TYPES = ("text", "md", "json", "url", "path", "int", "float", "bool")
+
+
+class RefusedStep(StepRefusedError, dg.Failure):
+    """A refusal as Dagster knows it: no retry policy has the step run again.
+
+    That it is final is in the event's metadata, too, since Dagster itself does not record it.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Create the error from what the step said, and the end of its log."""
+        dg.Failure.__init__(self, description=message, metadata=FINAL, allow_retries=False)
 
 
 class CompletedStep:
@@ -45,12 +58,20 @@ class CompletedStep:
         """Return one `MaterializeResult` per output, and the checks that the step reported."""
         return (*self._materializations, *self._checks)
 
-    def get_materialize_result(self) -> dg.MaterializeResult[StagedDataset]:
-        """Return the result of a step with one output.
+    def get_materialize_result(
+        self, name: str | None = None
+    ) -> dg.MaterializeResult[StagedDataset]:
+        """Return the result of a step with one output, or of the output with a name.
 
         Raises:
-            ConfigurationError: The step has several outputs.
+            ConfigurationError: The step has several outputs and none is named, or none of this
+                name.
         """
+        if name is not None:
+            for result in self._materializations:
+                if result.asset_key is not None and result.asset_key.to_user_string() == name:
+                    return result
+            raise ConfigurationError(f"The step has no output '{name}'.")
         if len(self._materializations) != 1:
             raise ConfigurationError(
                 f"The step has {len(self._materializations)} outputs. Yield from get_results()."
@@ -95,6 +116,10 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
         """Return what the runner has to be told of where it runs. JSON-able."""
         return {"storage": self.datastore.storage_spec()}
 
+    def upload_extras(self, options: dg.Config | None) -> Sequence[str]:
+        """Store what a batch needs beside its bundle, and return the locations."""
+        return ()
+
     def capacity(
         self, context: dg.AssetExecutionContext, options: dg.Config | None
     ) -> AbstractContextManager[None]:
@@ -131,6 +156,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             ConfigurationError: The target or the arguments are not as they must be.
             BundleError: The step's code cannot be shipped.
             StepTimeoutError: A phase of the step took longer than its limit; it was cancelled.
+            RefusedStep: The step refused its input with a `ValueError`; it is not retried.
             StepFailedError: The step failed, or ended without proof that it finished.
         """
         service = self.batch_service(options)
@@ -156,7 +182,9 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
         if adopted is not None and adopted.manifest is not None and not service.keeps_messages:
             return _completed(adopted.manifest, slots, context=context, inputs=inputs)
         submission = (
-            attempt.new_submission(bundle=bundle.upload(self.datastore))
+            attempt.new_submission(
+                bundle=bundle.upload(self.datastore), extras=self.upload_extras(options)
+            )
             if adopted is None
             else adopted.submission
         )
@@ -195,6 +223,8 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
                         limits=self.limits(),
                         say=context.log.info,
                     )
+        except StepRefusedError as e:
+            raise RefusedStep(str(e)) from e
         except BaseException:
             # An interruption where nobody waits for the batch yet.
             has_batch = adopted is not None and adopted.manifest is None and adopted.batch_id

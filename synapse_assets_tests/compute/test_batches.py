@@ -21,6 +21,7 @@ SUBMISSION = Submission(
     name="numbers-0123456789abcdef-89abcdef",
     attempt="numbers-0123456789abcdef",
     bundle="/store/bundle.zip",
+    extras=(),
     job_file="/store/job.json",
     output="/store/output",
 )

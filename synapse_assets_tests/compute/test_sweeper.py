@@ -94,7 +94,12 @@ def record(pool: LivySparkPool, run_id: str, *, submission: str = BATCH, key: st
         pool.datastore,
         key,
         Record(
-            fingerprint="f", submission=submission, batch_id=None, bundle="bundle", run_id=run_id
+            fingerprint="f",
+            submission=submission,
+            batch_id=None,
+            bundle="bundle",
+            extras=[],
+            run_id=run_id,
         ),
     )
 

@@ -178,7 +178,7 @@ class Try:
 
     def new_submission(self) -> tuple[Submission, dict[str, Any]]:
         """Return a submission and the job file that goes with it."""
-        submission = self.attempt.new_submission(bundle="no bundle")
+        submission = self.attempt.new_submission(bundle="no bundle", extras=["no launcher"])
         target = Slot("numbers").fresh_target(self.attempt.datastore, attempt=self.key)
         job = {
             "attempt": self.key,

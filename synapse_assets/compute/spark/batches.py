@@ -122,7 +122,7 @@ class LivyBatches(BatchService):
             ServiceUnavailableError: The service was out of reach, or had no room, for too long.
         """
         request = self._make_request(submission)
-        room, reach = _Patience(self._submit_limit), _Patience(self._patience)
+        room, reach = Patience(self._submit_limit), Patience(self._patience)
         refusals = 0
         # Whether an answer was lost that may have been a good one.
         is_doubtful = False
@@ -132,7 +132,7 @@ class LivyBatches(BatchService):
             except CallError as e:
                 error = e
             explanation = explain(str(error))
-            is_refused = _is_refusal(error)
+            is_refused = is_refusal(error)
             refusals += is_refused
             is_full = error.status == _THROTTLED or (
                 is_refused and explanation is not None and explanation.is_transient
@@ -154,7 +154,7 @@ class LivyBatches(BatchService):
             if is_lost:
                 is_doubtful, self._repeated = True, submission
             if is_full:
-                reach = _Patience(self._patience)
+                reach = Patience(self._patience)
             logger.warning("%s; it is asked again.", error)
             patience = room if is_full else reach
             if not patience.wait(error):
@@ -222,7 +222,7 @@ class LivyBatches(BatchService):
                     self._end(batch.id)
 
     def _end(self, batch_id: str) -> None:
-        patience = _Patience(self._cancel_limit)
+        patience = Patience(self._cancel_limit)
         is_deleted = False
         not_found = 0
         while True:
@@ -293,13 +293,13 @@ class LivyBatches(BatchService):
         """
         lines: list[str] = []
         problem = None
-        patience = _Patience(min(self._patience, _LOG_SECONDS))
+        patience = Patience(min(self._patience, _LOG_SECONDS))
         pages = 0
         while pages < _MAX_LOG_PAGES:
             try:
                 page = self._client.get_batch_logs(batch_id, start=len(lines), size=_LOG_LINES)
             except CallError as e:
-                if (_is_refusal(e) and e.status != _UNAUTHORIZED) or not patience.wait(e):
+                if (is_refusal(e) and e.status != _UNAUTHORIZED) or not patience.wait(e):
                     problem = f"[the service's log could not be read: {e}]"
                     break
                 continue
@@ -333,7 +333,7 @@ class LivyBatches(BatchService):
         """Put up with an error for as long as the patience lasts, and with refusals for less."""
         now = time.monotonic()
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if _is_refusal(error):
+        if is_refusal(error):
             self._refusals += 1
             is_late = now - self._failing_since > min(self._patience, _REFUSED_SECONDS)
             if self._refusals >= _REFUSALS and is_late:
@@ -372,8 +372,8 @@ class LivyBatches(BatchService):
 
     def _all_of(self, submission: Submission) -> list[LivyBatch]:
         """Return all batches of a submission that the service lists."""
-        patience = _Patience(min(self._patience, _REFUSED_SECONDS))
-        outage = _Patience(self._patience)
+        patience = Patience(min(self._patience, _REFUSED_SECONDS))
+        outage = Patience(self._patience)
         while True:
             try:
                 return [
@@ -383,14 +383,14 @@ class LivyBatches(BatchService):
                     if (batch.name or "").endswith(submission.name)
                 ]
             except CallError as e:
-                if not (patience if _is_refusal(e) else outage).wait(e):
+                if not (patience if is_refusal(e) else outage).wait(e):
                     raise ServiceUnavailableError(
                         f"It is not known whether {self._place} has a batch {submission.name}: "
                         f"{e}. If it has, end it there."
                     ) from e
 
 
-class _Patience:
+class Patience:
     """Waits longer and longer between tries, for so long in all."""
 
     def __init__(self, limit: float) -> None:
@@ -414,7 +414,7 @@ def is_over(batch: LivyBatch) -> bool:
     return batch.result in _VERDICTS or _STATES.get(batch.state, BatchState.RUNNING).is_final
 
 
-def _is_refusal(error: CallError) -> bool:
+def is_refusal(error: CallError) -> bool:
     """Tell whether the service has understood the request, and will not do it."""
     status = error.status
     return status is not None and 300 <= status < 500 and status not in _TRANSIENT

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote, urlencode
@@ -169,20 +169,25 @@ class SparkPool(ComputeTarget):
             )
         return options.over(own)
 
-    def _request(self, submission: Submission, *, options: SparkOptions) -> dict[str, Any]:
-        """Return the request of a batch; what it is made of is in the datastore then."""
-        wheels = [
-            # Spark adds what ends with .zip to the path of drivers and executors.
-            upload_once(self.datastore, wheel.read_bytes(), suffix=".zip")
-            for wheel in options.wheels()
+    def upload_extras(self, options: dg.Config | None) -> Sequence[str]:
+        """Store the launcher and the wheels, once per content."""
+        return [
+            upload_once(self.datastore, LAUNCHER.encode(), suffix=".py"),
+            *(
+                # Spark adds what ends with .zip to the path of drivers and executors.
+                upload_once(self.datastore, wheel.read_bytes(), suffix=".zip")
+                for wheel in self.asked(options).wheels()
+            ),
         ]
-        files = [submission.bundle, *wheels]
+
+    def _request(self, submission: Submission, *, options: SparkOptions) -> dict[str, Any]:
+        """Return the request of a batch."""
+        launcher, *wheels = submission.extras
         request = options.to_request(
             conf=_CONF,
-            py_files=list(map(self._cluster_uri, files)),
+            py_files=[self._cluster_uri(uri) for uri in (submission.bundle, *wheels)],
             args=[submission.job_file],
         )
-        launcher = upload_once(self.datastore, LAUNCHER.encode(), suffix=".py")
         name = submission.name if options.name is None else f"{options.name}-{submission.name}"
         return {
             **request,
