@@ -129,8 +129,7 @@ def _run_ours(source: Path, folder: Path, run: _Measure) -> dict[str, Measuremen
     commands = [[*_OURS, str(source)]]
     environment, log = _environment(folder), folder / "log"
     return {
-        name: run(commands, environment=environment, log=log)
-        for name in ("ours", "ours, again")
+        name: run(commands, environment=environment, log=log) for name in ("ours", "ours, again")
     }
 
 
