@@ -1,4 +1,4 @@
-"""The command line: `synapse-assets run`, `sample`, `ui`, `doctor`, and those of `cli_datasets`."""
+"""The command line: `synapse-assets run`, `ui` and others; see `cli_datasets`, `cli_predict`."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synapse_assets import cli_datasets, settings
+from synapse_assets import cli_datasets, cli_predict, settings
 from synapse_assets.errors import SynapseAssetsError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=_sample)
 
     cli_datasets.add_commands(commands)
+    cli_predict.add_commands(commands)
 
     services = commands.add_parser(
         "services",
@@ -142,7 +143,7 @@ def _run(options: argparse.Namespace) -> int:
         for run_id in pipeline.end_dead_runs(instance):
             console.say(f"Run {run_id} was killed; what it had not committed is made again.")
         pipeline.register_arrivals(instance, datastore)
-        pipeline.observe_arrival(instance, datastore, arrival)
+        tags = pipeline.observe_arrival(instance, datastore, arrival)
         definitions = defs()
         stale = pipeline.find_stale(instance, definitions, datastore, arrival)
         outcome = pipeline.Outcome(success=True)
@@ -153,6 +154,7 @@ def _run(options: argparse.Namespace) -> int:
                 definitions,
                 arrival=arrival,
                 selection=list(stale),
+                tags=tags,
                 on_event=console.on_event,
             )
         console.summarize(

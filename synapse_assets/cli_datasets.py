@@ -51,8 +51,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _versions(options: argparse.Namespace) -> int:
     from synapse_assets.datasets.maintenance import list_versions
 
-    datastore = _open_datastore()
-    _check_names(datastore, [options.dataset])
+    datastore = open_datastore()
+    check_names(datastore, [options.dataset])
     found = list_versions(datastore, options.dataset)
     header = ["version", "committed (UTC)", "operation", "partition", "content", "size"]
     _print([*header, "readable", "attempt"], [_row(version) for version in found])
@@ -84,8 +84,8 @@ def _restore(options: argparse.Namespace) -> int:
     from synapse_assets.datasets.table import resolve
 
     name, number = options.dataset, options.version
-    datastore = _open_datastore()
-    _check_names(datastore, [name])
+    datastore = open_datastore()
+    check_names(datastore, [name])
     before = resolve(datastore, name)
     after = restore(datastore, name, number)
     if after.version == before.version:
@@ -111,9 +111,9 @@ def _vacuum(options: argparse.Namespace) -> int:
     from synapse_assets.datasets.maintenance import list_datasets
     from synapse_assets.datasets.vacuum import vacuum, vacuum_attempts
 
-    datastore = _open_datastore()
+    datastore = open_datastore()
     if options.datasets:
-        _check_names(datastore, options.datasets)
+        check_names(datastore, options.datasets)
     retention = dt.timedelta(hours=options.retention)
     chosen: dict[str, Any] = {"dry_run": options.dry_run, "force": options.force}
     # Attempts first: a record must not promise staged files that are gone.
@@ -155,14 +155,15 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print("\n".join(format_columns(header, rows)))
 
 
-def _open_datastore() -> "Datastore":
+def open_datastore() -> "Datastore":
+    """Return the deployment's datastore."""
     from synapse_assets.defs.resources import resources_of
 
     datastore: Datastore = resources_of(settings.deployment())["datastore"]
     return datastore.process_config_and_initialize()
 
 
-def _check_names(datastore: "Datastore", names: Sequence[str]) -> None:
+def check_names(datastore: "Datastore", names: Sequence[str]) -> None:
     """Raise DatasetNotFoundError, which says what there is, unless all datasets are there."""
     from synapse_assets.datasets.maintenance import has_versions, list_datasets
 

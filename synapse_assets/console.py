@@ -76,7 +76,7 @@ class Console:
     def plan(self, stale: Mapping[dg.AssetKey, str]) -> None:
         """Print what is going to run, and why."""
         for key, reason in stale.items():
-            self.say(f"  {key.to_user_string():<20} {reason}")
+            self.say(f"  {key.to_user_string():<25} {reason}")
 
     def on_event(self, entry: dg.EventLogEntry) -> None:
         """Print an entry of the event log, if it tells of progress."""

@@ -14,7 +14,7 @@ SynapseAssetsError
 └── ComputeError
     ├── BundleError            a step's code cannot be shipped as it is
     ├── StepFailedError        the step ran and failed, or ended without proof that it finished
-    │   └── StepRefusedError   the step refused its input, and would refuse it again
+    │   └── StepRefusedError   the step refused its input, and would again (`compute.attempt`)
     ├── StepTimeoutError       a phase of the step took longer than its limit
     └── ServiceUnavailableError a compute service was out of reach, or full, for too long
 
@@ -76,10 +76,6 @@ class BundleError(ComputeError):
 
 class StepFailedError(ComputeError):
     """Raised when a step failed, or ended without the proof that it finished."""
-
-
-class StepRefusedError(StepFailedError):
-    """Raised when a step refused its input, so that to try it again would change nothing."""
 
 
 class StepTimeoutError(ComputeError):

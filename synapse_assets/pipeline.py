@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +32,22 @@ from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
+from synapse_assets.arrivals.listing import Walk, look_at
+from synapse_assets.arrivals.scan import is_partition_key
 from synapse_assets.console import Summary
 from synapse_assets.datasets.description import describe
-from synapse_assets.datasets.landing import find_arrival, list_arrivals
 from synapse_assets.datasets.table import resolve
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.storage import Storage, sha256_of
 from synapse_assets.defs.resources import resources_of
-from synapse_assets.defs.titanic.assets import ARRIVALS_NAME, LANDING_FOLDER, titanic_pipeline
-from synapse_assets.defs.titanic.sensors import observe
+from synapse_assets.defs.titanic.assets import (
+    ARRIVALS_NAME,
+    LANDING_FOLDER,
+    PATTERNS,
+    titanic_pipeline,
+)
+from synapse_assets.defs.titanic.sensors import TITANIC_ARRIVALS
 from synapse_assets.errors import (
     ConfigurationError,
     DatasetNotFoundError,
@@ -168,18 +174,38 @@ def land_file(datastore: Datastore, source: Path) -> str:
 
 def register_arrivals(instance: dg.DagsterInstance, datastore: Datastore) -> list[str]:
     """Make every arrival of the landing folder a partition, and return their names."""
-    names = sorted(list_arrivals(datastore, LANDING_FOLDER))
+    found = {arrival.name for arrival in Walk(datastore, PATTERNS)}
+    names = sorted(name for name in found if is_partition_key(name))
     known = set(instance.get_dynamic_partitions(ARRIVALS_NAME))
     if set(names) - known:
         instance.add_dynamic_partitions(ARRIVALS_NAME, sorted(set(names) - known))
     return names
 
 
-def observe_arrival(instance: dg.DagsterInstance, datastore: Datastore, arrival: str) -> None:
-    """Tell Dagster the data version of an arrival, if it is a new one."""
-    observation = observe(instance, arrival, find_arrival(datastore, LANDING_FOLDER, arrival))
-    if observation is not None:
+def observe_arrival(
+    instance: dg.DagsterInstance, datastore: Datastore, arrival: str
+) -> dict[str, str]:
+    """Tell Dagster the data version of an arrival, if it is a new one.
+
+    The sensor then leaves it to the caller. Returned are the tags by which it knows a run for it.
+
+    Raises:
+        PartitionNotFoundError: No blob of the arrival is there.
+    """
+    found = look_at(datastore, PATTERNS, arrival)
+    if found is None:
+        raise PartitionNotFoundError(
+            f"The arrival '{arrival}' is gone from {datastore.uri(LANDING_FOLDER)}: land it again."
+        )
+    tags = TITANIC_ARRIVALS.claim(datastore, instance, found)
+    observation = TITANIC_ARRIVALS.observation(found)
+    latest = instance.fetch_observations(
+        dg.AssetRecordsFilter(asset_key=observation.asset_key, asset_partitions=[arrival]), limit=1
+    ).records
+    known = latest[0].asset_observation if latest else None
+    if known is None or (known.tags or {}).get(DATA_VERSION_TAG) != found.content:
         instance.report_runless_asset_event(observation)
+    return tags
 
 
 def find_stale(
@@ -230,6 +256,7 @@ def execute(
     *,
     arrival: str,
     selection: Sequence[dg.AssetKey],
+    tags: Mapping[str, str],
     on_event: Callable[[dg.EventLogEntry], None],
 ) -> Outcome:
     """Materialize the selected assets for one arrival, in one run.
@@ -239,6 +266,7 @@ def execute(
         definitions: The code location.
         arrival: The partition.
         selection: The assets.
+        tags: Further tags of the run.
         on_event: Called with each entry of the event log as it is written.
     """
     job = definitions.resolve_job_def(titanic_pipeline.name)
@@ -257,6 +285,7 @@ def execute(
         partition_key=arrival,
         asset_selection=list(selection),
         run_id=run_id,
+        tags=dict(tags),
         raise_on_error=False,
     )
     return Outcome(success=result.success, failures=tuple(failures))
@@ -446,7 +475,9 @@ def _failed_blocking_check(
         keys, PartitionKeyFilter(key=partition)
     )
     for check_key, record in records.items():
-        if record.status is AssetCheckExecutionRecordStatus.FAILED:
+        evaluation = record.evaluation
+        is_warning = evaluation is not None and evaluation.severity is dg.AssetCheckSeverity.WARN
+        if record.status is AssetCheckExecutionRecordStatus.FAILED and not is_warning:
             return f"its check {check_key.name} failed"
     return None
 
@@ -458,5 +489,5 @@ def _sentence(event: dg.DagsterEvent) -> str:
         error = error.cause
     message = error.message if error is not None else event.message or "failed"
     # Dagster puts the class before the message.
-    sentence = re.sub(r"^[\w.]+Error: ", "", message.strip().splitlines()[0])
+    sentence = re.sub(r"^[\w.]+(Error|Failure): ", "", message.strip().splitlines()[0])
     return f"{event.step_key}: {sentence}"

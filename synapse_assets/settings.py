@@ -10,11 +10,28 @@ STORAGE_KEY = "SYNAPSE_ASSETS_STORAGE_KEY"
 STORAGE_SAS = "SYNAPSE_ASSETS_STORAGE_SAS"
 # Azurite's Blob endpoint, where it is not on its usual port.
 AZURITE = "SYNAPSE_ASSETS_AZURITE"
+# Azurite's Queue endpoint, likewise.
+AZURITE_QUEUE = "SYNAPSE_ASSETS_AZURITE_QUEUE"
 # A Synapse workspace (its name, or its development endpoint) and its Spark pool.
 SYNAPSE = "SYNAPSE_ASSETS_SYNAPSE"
 SPARK_POOL = "SYNAPSE_ASSETS_SPARK_POOL"
 # A Livy server that runs the Spark steps in place of a Synapse pool or of this machine.
 LIVY = "SYNAPSE_ASSETS_LIVY"
+# The Azure ML workspace of the deployment 'azure', and its cluster.
+SUBSCRIPTION = "SYNAPSE_ASSETS_SUBSCRIPTION"
+RESOURCE_GROUP = "SYNAPSE_ASSETS_RESOURCE_GROUP"
+ML_WORKSPACE = "SYNAPSE_ASSETS_ML_WORKSPACE"
+ML_CLUSTER = "SYNAPSE_ASSETS_ML_CLUSTER"
+# The cloud of that deployment; 'emulator' where stand-ins of this machine take Azure's place.
+CLOUD = "SYNAPSE_ASSETS_CLOUD"
+# Who is told of failed runs and checks: a webhook, or readers of mail. Nobody by default.
+ALERT_WEBHOOK = "SYNAPSE_ASSETS_ALERT_WEBHOOK"
+ALERT_MAIL_TO = "SYNAPSE_ASSETS_ALERT_MAIL_TO"
+ALERT_MAIL_FROM = "SYNAPSE_ASSETS_ALERT_MAIL_FROM"
+ALERT_MAIL_PASSWORD = "SYNAPSE_ASSETS_ALERT_MAIL_PASSWORD"  # noqa: S105 -- a variable's name
+ALERT_MAIL_SERVER = "SYNAPSE_ASSETS_ALERT_MAIL_SERVER"
+# Where Dagster's UI is, for links in alerts.
+UI_URL = "SYNAPSE_ASSETS_UI_URL"
 DAGSTER_HOME = "DAGSTER_HOME"
 
 

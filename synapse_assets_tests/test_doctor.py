@@ -160,7 +160,7 @@ class TestMachine:
 class TestSettings:
     @pytest.mark.parametrize(
         ("name", "remedy"),
-        [("azure", "Unset it, or set it to 'local' or 'emu"), ("x", "Set it to 'local' or 'emu")],
+        [("azure", "Set SYNAPSE_ASSETS_SYNAPSE, "), ("x", "Set it to 'local', 'emulated' or ")],
     )
     def test_deployment(self, monkeypatch: pytest.MonkeyPatch, name: str, remedy: str) -> None:
         monkeypatch.setenv("SYNAPSE_ASSETS_DEPLOYMENT", name)
@@ -532,7 +532,13 @@ class TestHdfs:
         monkeypatch.setenv("SYNAPSE_ASSETS_DATASTORE", f"{hdfs.url}/{name}")
         return name
 
-    def test_all_is_well(self, hdfs: Hdfs, root: str) -> None:
+    def test_all_is_well(
+        self,
+        hdfs: Hdfs,
+        root: str,
+        synapse_emulator: SynapseEmulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         from hdfs_native import Client
 
         monkeypatch.setenv("SYNAPSE_ASSETS_SYNAPSE", synapse_emulator.endpoint)

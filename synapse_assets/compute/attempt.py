@@ -20,17 +20,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import dagster as dg
+
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.datastore import ATTEMPTS
-from synapse_assets.errors import (
-    ComputeError,
-    StepFailedError,
-    StepRefusedError,
-    StepTimeoutError,
-)
+from synapse_assets.errors import ComputeError, StepFailedError, StepTimeoutError
 
 logger = logging.getLogger(__name__)
+
+# Metadata of a failure that no retry can mend: Dagster itself does not record that.
+FINAL = {"allow_retries": dg.MetadataValue.bool(False)}
 
 _FIRST_POLL_SECONDS = 0.2
 _MAX_POLL_SECONDS = 5.0
@@ -55,6 +55,17 @@ _PHASES = {
         "Look at the pool's state, or raise ending_timeout_seconds of the compute target.",
     ),
 }
+
+
+class StepRefusedError(StepFailedError, dg.Failure):
+    """Raised when a step refused its input, so that to try it again would change nothing.
+
+    It is Dagster's own way to say that, too: no retry policy has the step run again.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Create the error from what the step said."""
+        dg.Failure.__init__(self, description=message, metadata=FINAL, allow_retries=False)
 
 
 @dataclass(frozen=True)

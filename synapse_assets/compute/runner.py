@@ -29,6 +29,7 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -59,8 +60,10 @@ WATCH_PARENT = "SYNAPSE_ASSETS_WATCH_PARENT"
 STORAGE = "SYNAPSE_ASSETS_STORAGE"
 # Variables by which the nodes of one job tell themselves apart, the first one has 0.
 _RANKS = ("NODE_RANK", "RANK", "OMPI_COMM_WORLD_RANK")
-# What Azure ML's first SDK called the variable with the location of an input.
+# What Azure ML's first SDK calls the variable of a DataReference; that of a dataset is called as
+# the input is.
 _INPUT_VARIABLE = "AZUREML_DATAREFERENCE_{name}"
+_INPUT = re.compile(r"\$\{\{\s*inputs\.(\w+)\s*\}\}")
 # Folder of the bundle with modules for where they are not installed.
 VENDORED = "vendored"
 
@@ -131,9 +134,14 @@ def main_on_node() -> None:
     if text is None:
         sys.exit(f"There is no job file at {sys.argv[1]}: run the step again.")
     job = json.loads(text)
-    for name, reference in job["inputs"].items():
-        os.environ[_INPUT_VARIABLE.format(name=name)] = reference["uri"]
-    sys.argv[1:] = job.get("arguments") or []
+    locations = {name: reference["uri"] for name, reference in job["inputs"].items()}
+    for name, location in locations.items():
+        os.environ[_INPUT_VARIABLE.format(name=name)] = location
+        os.environ.setdefault(name, location)
+    sys.argv[1:] = [
+        _INPUT.sub(lambda match: locations.get(match[1], match[0]), argument)
+        for argument in job.get("arguments") or []
+    ]
     # A job that lost its node begins anew on another one, and goes on with the output.
     chunks = len(storage.list_files(job["output"]))
     with Channel(storage, job["output"], first=chunks + 1).opened() as channel:

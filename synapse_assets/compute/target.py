@@ -19,24 +19,11 @@ from synapse_assets.datasets.attempt import StagedDataset, attempt_key
 from synapse_assets.datasets.slot import Slot, only_partition
 from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
-from synapse_assets.errors import ConfigurationError, StepFailedError, StepRefusedError
+from synapse_assets.errors import ConfigurationError, StepFailedError
 
 _DEFAULT_TIMEOUT_SECONDS = 6 * 60 * 60.0
-# Metadata of a failure that no retry can mend.
-FINAL = {"allow_retries": dg.MetadataValue.bool(False)}
 # Constructors of `dg.MetadataValue` that take one JSON value.
 _METADATA_TYPES = ("text", "md", "json", "url", "path", "int", "float", "bool")
-
-
-class RefusedStep(StepRefusedError, dg.Failure):
-    """A refusal as Dagster knows it: no retry policy has the step run again.
-
-    That it is final is in the event's metadata, too, since Dagster itself does not record it.
-    """
-
-    def __init__(self, message: str) -> None:
-        """Create the error from what the step said, and the end of its log."""
-        dg.Failure.__init__(self, description=message, metadata=FINAL, allow_retries=False)
 
 
 class CompletedStep:
@@ -156,7 +143,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             ConfigurationError: The target or the arguments are not as they must be.
             BundleError: The step's code cannot be shipped.
             StepTimeoutError: A phase of the step took longer than its limit; it was cancelled.
-            RefusedStep: The step refused its input with a `ValueError`; it is not retried.
+            StepRefusedError: The step refused its input with a `ValueError`; it is not retried.
             StepFailedError: The step failed, or ended without proof that it finished.
         """
         service = self.batch_service(options)
@@ -223,8 +210,6 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
                         limits=self.limits(),
                         say=context.log.info,
                     )
-        except StepRefusedError as e:
-            raise RefusedStep(str(e)) from e
         except BaseException:
             # An interruption where nobody waits for the batch yet.
             has_batch = adopted is not None and adopted.manifest is None and adopted.batch_id

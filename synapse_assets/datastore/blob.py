@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from synapse_assets.datastore.storage import Storage, StoredFile, replacing
+from synapse_assets.datastore.storage import PAGE_FILES, Page, Storage, StoredFile, replacing
 from synapse_assets.errors import StorageError
 
 if TYPE_CHECKING:
@@ -104,6 +104,27 @@ class BlobStorage(Storage):
                 if not _is_folder(blob.metadata)
             ]
         return sorted(found, key=lambda file: file.path)
+
+    def list_pages(
+        self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
+    ) -> Iterator[Page]:
+        """Yield the blobs below a folder in the pages that the service makes."""
+        folder = f"{self._name(uri)}/".lstrip("/")
+        with self._explained("list", uri):
+            pages: Any = self.container_client.list_blobs(
+                folder + prefix, include=["metadata"], results_per_page=size
+            ).by_page(start)
+        while True:
+            with self._explained("list", uri):
+                found = next(pages, None)
+                if found is None:
+                    return
+                files = tuple(
+                    _stored(blob, path=str(blob.name).removeprefix(folder))
+                    for blob in found
+                    if not _is_folder(blob.metadata)
+                )
+            yield Page(files, pages.continuation_token or None)
 
     def stat(self, uri: str) -> StoredFile | None:
         """Return what the store knows of one blob, None if there is none."""

@@ -22,7 +22,7 @@ class Cloud:
 
     Attributes:
         name: The name under which a user chooses it.
-        storage_suffix: What follows '<account>.blob.' and '<account>.dfs.' in a host of storage.
+        storage_suffix: What follows '<account>.<service>.' in a host of storage.
         storage_scope: Scope of a token for storage.
         authority_host: Where tokens come from, with 'https://'.
         synapse_suffix: What follows '<workspace>.' in the development endpoint of Synapse.
@@ -47,8 +47,8 @@ class Cloud:
         """Return the scope of a token for Azure Resource Manager."""
         return f"{self.resource_manager}/.default"
 
-    def account_host(self, account: str, service: Literal["blob", "dfs"]) -> str:
-        """Return the host of one of the two services of a storage account."""
+    def account_host(self, account: str, service: Literal["blob", "dfs", "queue"]) -> str:
+        """Return the host of one service of a storage account."""
         return f"{account}.{service}.{self.storage_suffix}"
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from azure.storage.blob import ContainerClient
     from fsspec import AbstractFileSystem
     from upath import UPath
+
+    from synapse_assets.datastore.queue import StorageQueue
 
 # Folders of the datastore that are not datasets. A leading underscore keeps them apart from
 # dataset names, which begin with a letter or a digit.
@@ -119,6 +122,27 @@ class Datastore(dg.ConfigurableResource["Datastore"]):
             )
         return storage.container_client
 
+    def storage_queue(self, name: str, *, account: str | None = None) -> "StorageQueue":
+        """Return a queue of Azure Queue Storage, with the login of this datastore.
+
+        Args:
+            name: Name of the queue.
+            account: The account that it lies in; the datastore's own unless told.
+
+        Raises:
+            ConfigurationError: The datastore is not on Azure storage, or logs in by a secret
+                that opens its own account only.
+        """
+        location = self.location
+        if account is not None and account != location.account:
+            if self.credential.token_credential(location.cloud) is None:
+                raise ConfigurationError(
+                    f"The datastore's secret opens the account '{location.account}' and no queue "
+                    f"of '{account}'. Take a queue of its own account, or a login by token."
+                )
+            location = replace(location, account=account)
+        return _open_queue(location, self.credential, name)
+
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return the file system for pyarrow, with paths as `storage().arrow_path` gives them."""
         return self.storage().arrow_filesystem()
@@ -187,3 +211,12 @@ def _open(location: Location, credential: Credential) -> Storage:
         credential=credential.token_credential(location.cloud),
         make_async_credential=lambda: credential.async_token_credential(location.cloud),
     )
+
+
+@functools.lru_cache(maxsize=32)
+def _open_queue(location: Location, credential: Credential, name: str) -> "StorageQueue":
+    """Return the queue of that name; one and the same for each, since it keeps connections."""
+    from synapse_assets.datastore.queue import StorageQueue
+
+    url, login = credential.queue_login(location)
+    return StorageQueue(url=url, name=name, credential=login)

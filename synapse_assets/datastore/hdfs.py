@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.datastore.storage import Storage, StoredFile, replacing
+from synapse_assets.datastore.storage import (
+    PAGE_FILES,
+    Page,
+    Storage,
+    StoredFile,
+    paged,
+    replacing,
+    walk_folders,
+)
 from synapse_assets.errors import StorageError
 
 if TYPE_CHECKING:
@@ -77,6 +85,24 @@ class HdfsStorage(Storage):
             ]
             return sorted(found, key=lambda file: file.path)
         return []
+
+    def list_pages(
+        self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
+    ) -> Iterator[Page]:
+        """Yield the files below a folder in pages, folder by folder.
+
+        The name node gives a folder's content in portions and in the order of names; `start`
+        spares the folders before it.
+        """
+        root = self._path(uri).rstrip("/")
+
+        def list_folder(path: str) -> Iterator[tuple[str, bool, Any]]:
+            with self._explained("list", uri), contextlib.suppress(FileNotFoundError):
+                for status in self._client.list_status(f"{root}/{path}".rstrip("/") or "/", False):
+                    yield status.path.rpartition("/")[2], status.isdir, status
+
+        files = walk_folders(list_folder, prefix=prefix, start=start)
+        return paged((_stored(status, path=path) for path, status in files), size=size)
 
     def stat(self, uri: str) -> StoredFile | None:
         """Return what the name node knows of one file, None if there is none."""

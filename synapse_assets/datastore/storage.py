@@ -8,6 +8,8 @@ store's library is loaded when the store is used.
 import contextlib
 import errno
 import hashlib
+import itertools
+import os
 import shutil
 import uuid
 from abc import ABC, abstractmethod
@@ -31,6 +33,8 @@ _MAX_NAME = 200
 # ten that the SDK of Azure keeps open.
 _FILES_AT_A_TIME = 7
 _CHUNK_BYTES = 1 << 20
+# As many as Azure lists in one answer.
+PAGE_FILES = 5_000
 _ROOM = "Make room on the disk, or choose another place, and run it again."
 _RIGHT = "Give the user who runs this the right to read and write there."
 _REMEDIES = {
@@ -63,6 +67,19 @@ class StoredFile:
     modified: float
 
 
+@dataclass(frozen=True)
+class Page:
+    """A part of a listing.
+
+    Attributes:
+        files: Some files, in the store's order; there may be none.
+        following: The store's mark of the page that follows, None after the last one.
+    """
+
+    files: tuple[StoredFile, ...]
+    following: str | None
+
+
 class Storage(ABC):
     """One store. Every path is an absolute URI as `Datastore.uri` makes it."""
 
@@ -85,6 +102,24 @@ class Storage(ABC):
     @abstractmethod
     def list_files(self, uri: str) -> list[StoredFile]:
         """Return all files below a folder, sorted by path; none if there is no such folder."""
+
+    def list_pages(
+        self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
+    ) -> Iterator[Page]:
+        """Yield the files below a folder in pages, each when it is asked for.
+
+        The order is the store's own: the same every time, and paths that begin alike follow each
+        other.
+
+        Args:
+            uri: The folder.
+            prefix: Only paths that begin so.
+            start: `Page.following`, for the pages from there on. It stays valid while files come
+                and go.
+            size: Number of files in a page, at most.
+        """
+        files = (file for file in self.list_files(uri) if file.path.startswith(prefix))
+        return paged((file for file in files if start is None or file.path > start), size=size)
 
     @abstractmethod
     def stat(self, uri: str) -> StoredFile | None:
@@ -164,6 +199,20 @@ class LocalStorage(Storage):
                 if path.is_file()
             ]
 
+    def list_pages(
+        self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
+    ) -> Iterator[Page]:
+        """Yield the files below a folder in pages, folder by folder.
+
+        The names in one folder are held in memory at a time, and each file is looked at when its
+        page is asked for.
+        """
+        files = walk_folders(
+            lambda path: _list_folder(f"{uri}/{path}".rstrip("/")), prefix=prefix, start=start
+        )
+        described = (_describe_if_there(Path(uri, path), name=path) for path, _ in files)
+        return paged((file for file in described if file is not None), size=size)
+
     def local_path(self, uri: str, *, folder: Path) -> str:
         """Return the path itself."""
         return uri
@@ -236,6 +285,51 @@ def for_each_file(function: Callable[[_File], _Result], files: Iterable[_File]) 
         return list(pool.map(function, files))
 
 
+def paged(files: Iterable[StoredFile], *, size: int) -> Iterator[Page]:
+    """Yield files in pages, each marked with the path of the last file of the one before."""
+    iterator = iter(files)
+    page = tuple(itertools.islice(iterator, size))
+    while True:
+        following = tuple(itertools.islice(iterator, 1))
+        if not following:
+            yield Page(page, None)
+            return
+        yield Page(page, page[-1].path)
+        page = following + tuple(itertools.islice(iterator, size - 1))
+
+
+def walk_folders(
+    list_folder: Callable[[str], Iterable[tuple[str, bool, _File]]],
+    *,
+    prefix: str,
+    start: str | None,
+) -> Iterator[tuple[str, _File]]:
+    """Yield the files of a tree, folder by folder, each folder's in the order of their names.
+
+    Args:
+        list_folder: Returns what is in a folder, by its path below the tree's root, in the order
+            of names: name, whether it is a folder, and what is known of it.
+        prefix: Only paths that begin so; other folders are not listed.
+        start: Only paths after this one.
+    """
+    after = [] if start is None else start.split("/")
+
+    def walk(folder: list[str]) -> Iterator[tuple[str, _File]]:
+        for name, is_folder, known in list_folder("/".join(folder)):
+            parts = [*folder, name]
+            path = "/".join(parts)
+            if not is_folder:
+                if path.startswith(prefix) and parts > after:
+                    yield path, known
+            # Of the folders on the way to `start` only the rest is wanted.
+            elif parts >= after[: len(parts)] and (
+                f"{path}/".startswith(prefix) or prefix.startswith(f"{path}/")
+            ):
+                yield from walk(parts)
+
+    return walk([])
+
+
 def sha256_of(path: Path) -> str:
     """Return the hash of a file's content in hexadecimal; memory does not grow with the file."""
     digest = hashlib.sha256()
@@ -281,3 +375,22 @@ def _describe(path: Path, *, name: str) -> StoredFile:
         etag=f"{status.st_mtime_ns:x}-{status.st_size:x}",
         modified=status.st_mtime,
     )
+
+
+def _describe_if_there(path: Path, *, name: str) -> StoredFile | None:
+    """Describe a file that may have gone since its folder was listed."""
+    try:
+        with _explained("look at", str(path)):
+            return _describe(path, name=name)
+    except FileNotFoundError:
+        return None
+
+
+def _list_folder(path: str) -> list[tuple[str, bool, None]]:
+    """Return name and kind of what is in a folder, in order; nothing if it is not there."""
+    try:
+        with _explained("list", path), os.scandir(path) as entries:
+            found = [(e.name, e.is_dir(follow_symlinks=False), e.is_file()) for e in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [(name, is_dir, None) for name, is_dir, is_file in sorted(found) if is_dir or is_file]

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from synapse_assets.compute.cpu import LocalCpu
+from synapse_assets.compute.cpu import AzureMLCpu, LocalCpu
 from synapse_assets.compute.spark import (
     LivySparkPool,
     LocalSpark,
@@ -31,16 +31,25 @@ from synapse_assets.services import (
 )
 from synapse_assets.settings import (
     AZURITE,
+    AZURITE_QUEUE,
+    CLOUD,
     DATASTORE,
     DEPLOYMENT,
     LIVY,
+    ML_CLUSTER,
+    ML_WORKSPACE,
+    RESOURCE_GROUP,
     SPARK_POOL,
     STORAGE_KEY,
     STORAGE_SAS,
+    SUBSCRIPTION,
     SYNAPSE,
     deployment,
     state_folder,
 )
+
+# What the deployment 'azure' cannot do without.
+_AZURE = (DATASTORE, SYNAPSE, SPARK_POOL, SUBSCRIPTION, RESOURCE_GROUP, ML_WORKSPACE)
 
 # A step waits for a process or a cluster, so a run needs no fresh interpreter for each: the fork
 # server has imported everything once.
@@ -54,7 +63,7 @@ def resources() -> dg.Definitions:
     """Return the resources of the chosen deployment.
 
     Raises:
-        ConfigurationError: The deployment is unknown, or not there yet.
+        ConfigurationError: The deployment is unknown, or the environment does not name all of it.
     """
     return dg.Definitions(resources=resources_of(deployment()), executor=_EXECUTOR)
 
@@ -63,24 +72,44 @@ def resources_of(name: str) -> dict[str, Any]:
     """Return the resources of a deployment, by resource key.
 
     Raises:
-        ConfigurationError: The deployment is unknown, or not there yet.
+        ConfigurationError: The deployment is unknown, or the environment does not name all of it.
     """
-    if name == "azure":
+    if name not in ("local", "emulated", "azure"):
         raise ConfigurationError(
-            f"{DEPLOYMENT}={name} is planned and not there yet: unset it, or set it to 'local' or "
-            "'emulated'."
+            f"{DEPLOYMENT}={name} is unknown: set it to 'local', 'emulated' or 'azure'."
         )
-    if name not in ("local", "emulated"):
-        raise ConfigurationError(
-            f"{DEPLOYMENT}={name} is unknown: set it to 'local' or 'emulated'."
-        )
-    datastore = _emulated_datastore() if name == "emulated" else _datastore()
+    missing = [variable for variable in _AZURE if variable not in os.environ]
+    if name == "azure" and missing:
+        raise ConfigurationError(f"{DEPLOYMENT}={name} is not complete: set {', '.join(missing)}.")
+    cloud = _cloud(name)
+    datastore = _emulated_datastore() if cloud == "emulator" else _datastore(cloud)
     return {
         "datastore": datastore,
         "io_manager": DatasetIOManager(datastore=datastore),
         "spark": _spark(name, datastore),
-        "cpu": LocalCpu(datastore=datastore),
+        "cpu": _cpu(name, datastore),
     }
+
+
+def _cloud(name: str) -> str:
+    """Return the cloud that a deployment is in."""
+    if name == "azure":
+        return os.environ.get(CLOUD, "public")
+    return "emulator" if name == "emulated" else "public"
+
+
+def _cpu(name: str, datastore: Datastore) -> ComputeTarget:
+    """Return what runs the other steps."""
+    if name != "azure":
+        return LocalCpu(datastore=datastore)
+    return AzureMLCpu(
+        subscription_id=dg.EnvVar(SUBSCRIPTION),
+        resource_group=dg.EnvVar(RESOURCE_GROUP),
+        workspace=dg.EnvVar(ML_WORKSPACE),
+        cluster=dg.EnvVar(ML_CLUSTER) if ML_CLUSTER in os.environ else "cpucluster",
+        cloud=_cloud(name),
+        datastore=datastore,
+    )
 
 
 def _spark(name: str, datastore: Datastore) -> ComputeTarget:
@@ -94,7 +123,7 @@ def _spark(name: str, datastore: Datastore) -> ComputeTarget:
             dg.EnvVar(SYNAPSE) if SYNAPSE in os.environ else f"http://127.0.0.1:{SYNAPSE_PORT}"
         ),
         pool=dg.EnvVar(SPARK_POOL) if SPARK_POOL in os.environ else SYNAPSE_POOL,
-        cloud="emulator",
+        cloud=_cloud(name),
         datastore=datastore,
         # The size that the how-to gives its step.
         options=SparkOptions(
@@ -109,21 +138,24 @@ def _spark(name: str, datastore: Datastore) -> ComputeTarget:
     )
 
 
-def _datastore() -> Datastore:
+def _datastore(cloud: str) -> Datastore:
     """Return the datastore that the environment names, a folder of the project by default."""
     credential: Credential = DefaultChain()
     if STORAGE_KEY in os.environ:
         credential = AccountKey(key=dg.EnvVar(STORAGE_KEY))
     elif STORAGE_SAS in os.environ:
         credential = SasToken(token=dg.EnvVar(STORAGE_SAS))
-    return Datastore(root=_root(str(state_folder() / "datastore")), credential=credential)
+    root = _root(str(state_folder() / "datastore"))
+    return Datastore(root=root, cloud=cloud, credential=credential)
 
 
 def _emulated_datastore() -> Datastore:
     """Return the datastore on Azurite, unless the environment names HDFS."""
-    credential = Emulator()
-    if AZURITE in os.environ:
-        credential = Emulator(endpoint=dg.EnvVar(AZURITE))
+    variables = {"endpoint": AZURITE, "queue_endpoint": AZURITE_QUEUE}
+    endpoints: dict[str, Any] = {
+        field: dg.EnvVar(name) for field, name in variables.items() if name in os.environ
+    }
+    credential = Emulator(**endpoints)
     return Datastore(root=_root(f"az://{CONTAINER}"), cloud="emulator", credential=credential)
 
 

@@ -1,10 +1,16 @@
 """Real services on the developer's machine, on the loopback interface only.
 
-`downloads` fetches them once; `azurite`, `hdfs`, `livy`, `spark_cluster` and `synapse` start and
-stop them; `supervisor` is what `synapse-assets services` and `synapse-assets emulator` do. Nothing
-here is needed to use a datastore or a Spark pool: it is for trying one, and for the tests.
+`downloads` fetches them once; `azureml`, `azurite`, `hdfs`, `livy`, `spark_cluster` and `synapse`
+start and stop them; `supervisor` is what `synapse-assets services` and `synapse-assets emulator`
+do. Nothing here is needed to use a datastore or a cluster: it is for trying one, and for the tests.
 """
 
+from synapse_assets.services.azureml import (
+    ML_RESOURCE_GROUP,
+    ML_SUBSCRIPTION,
+    ML_WORKSPACE,
+    AzureMLStandIn,
+)
 from synapse_assets.services.azurite import Azurite
 from synapse_assets.services.downloads import (
     abfs_jars_folder,
@@ -23,8 +29,12 @@ CONTAINER = "synapse-assets"
 
 __all__ = [
     "CONTAINER",
+    "ML_RESOURCE_GROUP",
+    "ML_SUBSCRIPTION",
+    "ML_WORKSPACE",
     "SYNAPSE_POOL",
     "SYNAPSE_PORT",
+    "AzureMLStandIn",
     "Azurite",
     "Hdfs",
     "Livy",

@@ -1,4 +1,4 @@
-"""Takes an immutable snapshot of an arrival, and refuses what no later step could read.
+"""Takes an immutable snapshot of an arrival, and sets files aside that no later step could read.
 
 Rows are counted here without Spark, so that the check "rows in = prepared + quarantined"
 compares two independent counts. What one row is follows RFC 4180: a line, except that a line
@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _PREVIEW_ROWS = 5
 _PREVIEW_CELL_CHARS = 40
+_MAX_REASONS = 20
 _BLOCK_BYTES = 1 << 20
 _PROGRESS_EVERY_ROWS = 1_000_000
 # Spark's CSV parser allocates its columns up front: it needs a limit, and dies beyond it.
@@ -57,30 +58,45 @@ class _Inspection:
 
 
 def land(
-    landing: list[Path], titanic_input: Path, report: Callable[..., None]
+    landing: list[Path],
+    titanic_input: Path,
+    titanic_quarantined_files: Path,
+    report: Callable[..., None],
 ) -> dict[str, dict[str, dict[str, str]]]:
-    """Copy each landed file byte for byte and return its rows and columns.
+    """Copy each landed file byte for byte, and return what there is to know of it.
+
+    A file that can be read goes into `titanic_input`, with its rows and columns; another one into
+    `titanic_quarantined_files`, with the reason in one sentence.
 
     Args:
         landing: The files of one arrival, on the local disk.
-        titanic_input: The empty folder to fill.
-        report: Called with the arrival's row count and a preview of the first rows.
+        titanic_input: The empty folder to fill with what can be read.
+        titanic_quarantined_files: The empty folder to fill with what cannot.
+        report: Called with the arrival's row count, a preview of the first rows, and the reasons.
 
     Raises:
-        ValueError: A file is missing, empty, not UTF-8 text, not CSV, or lacks a column.
+        ValueError: There is no file, or one whose bytes are not there to be copied.
     """
     if not landing:
         raise ValueError("The arrival holds no file: put at least one CSV file under landing.")
     for source in landing:
         _refuse_what_is_no_file(source)
-    properties: dict[str, dict[str, str]] = {}
+    readable: dict[str, dict[str, str]] = {}
+    quarantined: dict[str, dict[str, str]] = {}
     preview: list[list[str]] = []
     total = 0
     for source, name in zip(landing, _name_copies(landing), strict=True):
+        # The copy is what is looked at: the source may change meanwhile.
         copy = titanic_input / name
         shutil.copyfile(source, copy)
-        inspection = _inspect_csv(copy, file_name=source.name)
-        properties[name] = {"rows": str(inspection.rows), "columns": str(len(inspection.header))}
+        try:
+            inspection = _inspect_csv(copy, file_name=source.name)
+        except ValueError as e:
+            shutil.move(copy, titanic_quarantined_files / name)
+            quarantined[name] = {"reason": str(e)}
+            logger.warning("%s", e)
+            continue
+        readable[name] = {"rows": str(inspection.rows), "columns": str(len(inspection.header))}
         total += inspection.rows
         # Files may order their columns differently; the preview shows one order.
         order = [inspection.header.index(column) for column in COLUMNS]
@@ -93,10 +109,14 @@ def land(
         "titanic_input",
         **{
             "dagster/row_count": total,
-            "preview": {"raw_value": _format_markdown_table(preview), "type": "md"},
+            "preview": {"raw_value": _format_markdown_table(COLUMNS, preview), "type": "md"},
         },
     )
-    return {"titanic_input": properties}
+    if quarantined:
+        reasons = [[name, properties["reason"]] for name, properties in quarantined.items()]
+        table = _format_markdown_table(("file", "reason"), reasons[:_MAX_REASONS], cut=False)
+        report("titanic_quarantined_files", reasons={"raw_value": table, "type": "md"})
+    return {"titanic_input": readable, "titanic_quarantined_files": quarantined}
 
 
 def check_header(path: Path) -> None:
@@ -353,12 +373,15 @@ class _UnlimitedFields:
         csv.field_size_limit(self._limit)
 
 
-def _format_markdown_table(rows: list[list[str]]) -> str:
-    lines = [" | ".join(COLUMNS), " | ".join(["---"] * len(COLUMNS))]
-    lines += [" | ".join(_format_cell(cell) for cell in row) for row in rows]
+def _format_markdown_table(
+    header: Sequence[str], rows: list[list[str]], *, cut: bool = True
+) -> str:
+    lines = [" | ".join(header), " | ".join(["---"] * len(header))]
+    lines += [" | ".join(_format_cell(cell, cut=cut) for cell in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _format_cell(cell: str) -> str:
-    cut = cell if len(cell) <= _PREVIEW_CELL_CHARS else cell[: _PREVIEW_CELL_CHARS - 1] + "…"
-    return " ".join(cut.split()).replace("\\", "\\\\").replace("|", "\\|")
+def _format_cell(cell: str, *, cut: bool) -> str:
+    if cut and len(cell) > _PREVIEW_CELL_CHARS:
+        cell = cell[: _PREVIEW_CELL_CHARS - 1] + "…"
+    return " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|")

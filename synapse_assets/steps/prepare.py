@@ -18,36 +18,22 @@ from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 from pyspark.sql.types import StringType, StructField, StructType
 
+from synapse_assets.steps import titanic_rules as rules
 from synapse_assets.steps.titanic_schema import COLUMNS, explain_wrong_header, parse_header
 
 logger = logging.getLogger(__name__)
 
-_MAX_FIELD_CHARS = 10_000
 _MAX_SHOWN_CHARS = 40
 # `land` refuses a line with more fields; Spark's parser dies beyond its limit.
 _MAX_FIELDS_IN_LINE = 1_000_100
-_OLDEST_AGE_YEARS = 120
-_HIGHEST_FARE_POUNDS = 1_000_000
-# The historic medians and the port most passengers came aboard at, for a table that knows none.
-_AGE_WHERE_NONE_IS_KNOWN = 28.0
-_FARE_WHERE_NONE_IS_KNOWN = 14.4542
-_PORTS = ("S", "C", "Q")
 
 _RAGGED = "_corrupt_record"
 # url_decode takes a plus for a space; in a path it is a plus.
 _SOURCE_FILE = r"url_decode(replace(regexp_extract(_path, r'([^/]+)\z', 1), '+', '%2B'))"
-# SQL literals. \z and not $, which would let a trailing line break pass.
-_WHOLE_NUMBER = r"r'\A[0-9]{1,18}\z'"
-_SMALL_NUMBER = r"r'\A-?[0-9]{1,3}\z'"
-# No NaN, Infinity, hexadecimal or type suffix: Spark's cast would take them as numbers.
-_NUMBER = r"r'\A[+-]?(?:[0-9]{1,30}(?:[.][0-9]{0,30})?|[.][0-9]{1,30})(?:[eE][+-]?[0-9]{1,4})?\z'"
-_TITLE = r"""
-    CASE trim(regexp_extract(name, r',\s*([^,.]{1,40})[.]', 1))
-    WHEN 'Mr' THEN 'Mr'
-    WHEN 'Mrs' THEN 'Mrs' WHEN 'Mme' THEN 'Mrs'
-    WHEN 'Miss' THEN 'Miss' WHEN 'Mlle' THEN 'Miss' WHEN 'Ms' THEN 'Miss'
-    WHEN 'Master' THEN 'Master'
-    ELSE 'Rare' END
+_TITLE = f"""
+    CASE trim(regexp_extract(name, r'{rules.TITLE_IN_NAME}', 1))
+    {" ".join(f"WHEN '{found}' THEN '{title}'" for found, title in rules.TITLES.items())}
+    ELSE '{rules.OTHER_TITLE}' END
 """
 
 _SNAKE_CASE = {
@@ -80,19 +66,14 @@ class _FileGroup:
 
 
 @dataclass(frozen=True)
-class _Fillings:
-    """What takes the place of missing values, learnt from the rows that are kept."""
+class _Filled:
+    """How many rows there are, and how many values of them are filled with what."""
 
     rows: int
     ages_missing: int
     fares_missing: int
     ports_missing: int
-    age_by_title_and_class: dict[tuple[str, int], float]
-    age_by_title: dict[str, float]
-    age: float
-    fare_by_class: dict[int, float]
-    fare: float
-    port: str
+    fillings: rules.Fillings
 
 
 def prepare(
@@ -124,17 +105,17 @@ def prepare(
     # Both tables, the medians and the search for doubles read it: the text is parsed once.
     checked = checked.persist(StorageLevel.MEMORY_AND_DISK)
     kept, doubles = _split_off_doubles(checked.filter("is_bad = 0"))
-    fillings = _learn_fillings(kept)
-    logger.info("%d rows kept, %d ages to fill", fillings.rows, fillings.ages_missing)
+    filled = _learn_fillings(kept)
+    logger.info("%d rows kept, %d ages to fill", filled.rows, filled.ages_missing)
     report(
         "titanic_prepared",
-        ages_imputed=fillings.ages_missing,
-        fares_imputed=fillings.fares_missing,
-        ports_imputed=fillings.ports_missing,
+        ages_imputed=filled.ages_missing,
+        fares_imputed=filled.fares_missing,
+        ports_imputed=filled.ports_missing,
     )
     refused = _explain_refused(checked.filter("is_bad = 1"))
     return {
-        "titanic_prepared": _fill_and_derive(kept, fillings),
+        "titanic_prepared": _fill_and_derive(kept, filled.fillings),
         "titanic_quarantined": refused if doubles is None else refused.unionByName(doubles),
     }
 
@@ -244,34 +225,35 @@ def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
         # Spark skips white lines itself only where it reads line by line.
         is_white = rf"coalesce({_RAGGED} rlike r'\A[\x01-\x20]*\z', false)"
         rows = rows.filter(f"NOT {is_white}")
+    classes = " ".join(f"WHEN '{pclass}' THEN {pclass}" for pclass in rules.CLASSES)
     numbers = rows.selectExpr(
         "*",
-        f"{_cast('PassengerId', _WHOLE_NUMBER, 'bigint')} AS passenger_id",
+        f"{_cast('PassengerId', rules.WHOLE_NUMBER, 'bigint')} AS passenger_id",
         f"CASE {_trim('Survived')} WHEN '0' THEN 0 WHEN '1' THEN 1 END AS survived",
-        f"CASE {_trim('Pclass')} WHEN '1' THEN 1 WHEN '2' THEN 2 WHEN '3' THEN 3 END AS pclass",
+        f"CASE {_trim('Pclass')} {classes} END AS pclass",
         f"nullif({_trim('Name')}, '') AS name",
-        f"IF(lower({_trim('Sex')}) IN ('male', 'female'), lower({_trim('Sex')}), NULL) AS sex",
-        f"{_cast('Age', _NUMBER, 'double')} AS age",
-        f"{_cast('SibSp', _SMALL_NUMBER, 'int')} AS sib_sp",
-        f"{_cast('Parch', _SMALL_NUMBER, 'int')} AS parch",
+        f"IF(lower({_trim('Sex')}) IN {rules.SEXES}, lower({_trim('Sex')}), NULL) AS sex",
+        f"{_cast('Age', rules.NUMBER, 'double')} AS age",
+        f"{_cast('SibSp', rules.SMALL_NUMBER, 'int')} AS sib_sp",
+        f"{_cast('Parch', rules.SMALL_NUMBER, 'int')} AS parch",
         f"nullif({_trim('Ticket')}, '') AS ticket",
-        f"{_cast('Fare', _NUMBER, 'double')} AS fare",
+        f"{_cast('Fare', rules.NUMBER, 'double')} AS fare",
         f"nullif({_trim('Cabin')}, '') AS cabin",
-        f"CASE upper({_trim('Embarked')}) "
-        "WHEN 'S' THEN 'S' WHEN 'C' THEN 'C' WHEN 'Q' THEN 'Q' END AS embarked",
+        f"IF(upper({_trim('Embarked')}) IN {rules.PORTS}, upper({_trim('Embarked')}), NULL) "
+        "AS embarked",
     )
     is_good = f"""
         {_RAGGED} IS NULL
         AND passenger_id IS NOT NULL AND survived IS NOT NULL AND pclass IS NOT NULL
         AND name IS NOT NULL AND sex IS NOT NULL
-        AND IF(age IS NULL, {_is_missing("Age")}, age BETWEEN 0 AND {_OLDEST_AGE_YEARS})
-        AND IF(fare IS NULL, {_is_missing("Fare")}, fare BETWEEN 0 AND {_HIGHEST_FARE_POUNDS})
+        AND IF(age IS NULL, {_is_missing("Age")}, age BETWEEN 0 AND {rules.OLDEST_AGE_YEARS})
+        AND IF(fare IS NULL, {_is_missing("Fare")}, fare BETWEEN 0 AND {rules.HIGHEST_FARE_POUNDS})
         AND IF(sib_sp IS NULL, {_is_missing("SibSp")}, sib_sp >= 0)
         AND IF(parch IS NULL, {_is_missing("Parch")}, parch >= 0)
         AND (embarked IS NOT NULL OR {_is_missing("Embarked")})
-        AND length(name) <= {_MAX_FIELD_CHARS}
-        AND coalesce(length(ticket), 0) <= {_MAX_FIELD_CHARS}
-        AND coalesce(length(cabin), 0) <= {_MAX_FIELD_CHARS}
+        AND length(name) <= {rules.MAX_FIELD_CHARS}
+        AND coalesce(length(ticket), 0) <= {rules.MAX_FIELD_CHARS}
+        AND coalesce(length(cabin), 0) <= {rules.MAX_FIELD_CHARS}
     """
     # With multiLine Spark gives the line ends around a ragged row too.
     ragged = rf"trim(BOTH '\r\n' FROM {_RAGGED})"
@@ -302,7 +284,8 @@ def _is_missing(name: str) -> str:
 
 
 def _cast(name: str, pattern: str, to: str) -> str:
-    return f"IF({_trim(name)} rlike {pattern}, CAST({_trim(name)} AS {to}), NULL)"
+    # \z and not $, which would let a trailing line break pass.
+    return rf"IF({_trim(name)} rlike r'\A{pattern}\z', CAST({_trim(name)} AS {to}), NULL)"
 
 
 def _encode_csv_line(values: str) -> str:
@@ -316,8 +299,8 @@ def _explain_refused(refused: DataFrame) -> DataFrame:
     """Return the quarantine's columns for rows that are ragged or hold a wrong value."""
     is_ragged = f"{_RAGGED} IS NOT NULL"
     long_fields = [
-        f"IF(length({_trim(name)}) > {_MAX_FIELD_CHARS}, concat('{name} has ', "
-        f"length({_trim(name)}), ' characters, the limit is {_MAX_FIELD_CHARS}'), NULL)"
+        f"IF(length({_trim(name)}) > {rules.MAX_FIELD_CHARS}, concat('{name} has ', "
+        f"length({_trim(name)}), ' characters, the limit is {rules.MAX_FIELD_CHARS}'), NULL)"
         for name in COLUMNS
     ]
     wrong_values = [
@@ -326,10 +309,10 @@ def _explain_refused(refused: DataFrame) -> DataFrame:
         _explain_wrong("Survived", "is not 0 or 1"),
         _explain_wrong("Pclass", "is not 1, 2 or 3"),
         _explain_wrong("Sex", "is not male or female"),
-        *_explain_number("Age", "is not a number", above=_OLDEST_AGE_YEARS),
+        *_explain_number("Age", "is not a number", above=rules.OLDEST_AGE_YEARS),
         *_explain_number("SibSp", "is not a whole number of up to 3 digits"),
         *_explain_number("Parch", "is not a whole number of up to 3 digits"),
-        *_explain_number("Fare", "is not a number", above=_HIGHEST_FARE_POUNDS),
+        *_explain_number("Fare", "is not a number", above=rules.HIGHEST_FARE_POUNDS),
         _explain_wrong("Embarked", "is not C, Q or S"),
     ]
     # The values of a ragged row may stand in the wrong columns: its one reason is its length.
@@ -431,7 +414,7 @@ def _split_off_doubles(good: DataFrame) -> tuple[DataFrame, DataFrame | None]:
 # --- filling -------------------------------------------------------------------------------
 
 
-def _learn_fillings(kept: DataFrame) -> _Fillings:
+def _learn_fillings(kept: DataFrame) -> _Filled:
     """Count the known values once, and take the medians from the counts.
 
     Ages are counted by hundredths of a year, so that however many rows there are, at most
@@ -443,30 +426,32 @@ def _learn_fillings(kept: DataFrame) -> _Fillings:
         .agg(
             F.count(F.lit(1)).alias("rows"),
             F.count("fare").alias("fares"),
-            *[F.count(F.when(F.col("embarked") == port, 1)).alias(port) for port in _PORTS],
+            *[F.count(F.when(F.col("embarked") == port, 1)).alias(port) for port in rules.PORTS],
         )
         .collect()
     )
     rows = sum(row.rows for row in counts)
-    ports = {port: sum(row[port] for row in counts) for port in _PORTS}
+    ports = {port: sum(row[port] for row in counts) for port in rules.PORTS}
     known = [(row.title, row.pclass, row.age, row.rows) for row in counts if row.age is not None]
     fares_missing = rows - sum(row.fares for row in counts)
     fares = _compute_median_fares(kept) if fares_missing else {}
     age = _compute_medians([(None, age, n) for _, _, age, n in known]).get(None)
-    return _Fillings(
+    return _Filled(
         rows=rows,
         ages_missing=rows - sum(n for *_, n in known),
         fares_missing=fares_missing,
         ports_missing=rows - sum(ports.values()),
-        age_by_title_and_class=_compute_medians(
-            [((title, pclass), age, n) for title, pclass, age, n in known]
+        fillings=rules.Fillings(
+            age_by_title_and_class=_compute_medians(
+                [((title, pclass), age, n) for title, pclass, age, n in known]
+            ),
+            age_by_title=_compute_medians([(title, age, n) for title, _, age, n in known]),
+            age=rules.AGE_WHERE_NONE_IS_KNOWN if age is None else age,
+            fare_by_class={pclass: fare for pclass, fare in fares.items() if pclass is not None},
+            fare=fares.get(None, rules.FARE_WHERE_NONE_IS_KNOWN),
+            # The first of equals, which is also the answer where no port is known.
+            port=max(rules.PORTS, key=lambda port: ports[port]),
         ),
-        age_by_title=_compute_medians([(title, age, n) for title, _, age, n in known]),
-        age=_AGE_WHERE_NONE_IS_KNOWN if age is None else age,
-        fare_by_class={pclass: fare for pclass, fare in fares.items() if pclass is not None},
-        fare=fares.get(None, _FARE_WHERE_NONE_IS_KNOWN),
-        # The first of equals, which is also the answer where no port is known.
-        port=max(_PORTS, key=lambda port: ports[port]),
     )
 
 
@@ -493,7 +478,7 @@ def _compute_median_fares(kept: DataFrame) -> dict[int | None, float]:
     return {row.pclass: row.fare for row in found if row.fare is not None}
 
 
-def _fill_and_derive(kept: DataFrame, fillings: _Fillings) -> DataFrame:
+def _fill_and_derive(kept: DataFrame, fillings: rules.Fillings) -> DataFrame:
     ages = [
         f"WHEN title = '{title}' AND pclass = {pclass} THEN {median}D"
         for (title, pclass), median in sorted(fillings.age_by_title_and_class.items())
@@ -508,7 +493,7 @@ def _fill_and_derive(kept: DataFrame, fillings: _Fillings) -> DataFrame:
     return kept.selectExpr(
         "*",
         "sib_sp + parch + 1 AS family_size",
-        "regexp_extract(upper(cabin), '^([A-GT])', 1) AS letter",
+        f"regexp_extract(upper(cabin), '{rules.DECK_IN_CABIN}', 1) AS letter",
     ).selectExpr(
         "passenger_id",
         "survived",
@@ -525,6 +510,6 @@ def _fill_and_derive(kept: DataFrame, fillings: _Fillings) -> DataFrame:
         "title",
         "family_size",
         "family_size = 1 AS is_alone",
-        "IF(letter != '', letter, 'U') AS deck",
+        f"IF(letter != '', letter, '{rules.UNKNOWN_DECK}') AS deck",
         "age IS NULL AS age_imputed",
     )

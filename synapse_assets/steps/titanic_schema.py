@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 COLUMNS = (
     "PassengerId",
@@ -28,13 +28,16 @@ def parse_header(line: str) -> list[str]:
         return [line]
 
 
-def explain_wrong_header(names: Sequence[str], *, file_name: str) -> str | None:
+def explain_wrong_header(
+    names: Sequence[str], *, file_name: str, optional: Collection[str] = ()
+) -> str | None:
     """Return the sentence that refuses a header, or None where it has the 12 columns.
 
-    The columns may stand in any order: `prepare` reads each file by its own header.
+    The columns may stand in any order: `prepare` reads each file by its own header. Those of
+    `optional` may be missing.
     """
     counts = Counter(names)
-    missing = [name for name in COLUMNS if name not in counts]
+    missing = [name for name in COLUMNS if name not in counts and name not in optional]
     unexpected = [name for name in counts if name not in COLUMNS]
     doubled = [name for name in COLUMNS if counts[name] > 1]
     if not (missing or unexpected or doubled):
@@ -56,7 +59,8 @@ def explain_wrong_header(names: Sequence[str], *, file_name: str) -> str | None:
     ]
     return (
         f"{file_name}, line 1: the header {', and '.join(findings)}: "
-        f"give it exactly the columns {', '.join(COLUMNS)}, in any order."
+        f"give it exactly the columns {', '.join(COLUMNS)}, in any order"
+        f"{''.join(f', with or without {name}' for name in optional)}."
     )
 
 

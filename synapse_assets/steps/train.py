@@ -14,6 +14,7 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OrdinalEncoder, TargetEncoder
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from synapse_assets.steps import titanic_rules as rules
+from synapse_assets.steps.tracking import track
+
 logger = logging.getLogger(__name__)
 
 _TARGET = "survived"
@@ -41,6 +45,7 @@ _CATEGORIES = ("sex", "title", "deck", "embarked")
 _NUMBERS = ("pclass", "age", "fare", "family_size", "sib_sp", "parch")
 _GROUP = "ticket"
 _FEATURES = (*_CATEGORIES, *_NUMBERS, _GROUP)
+_IMPUTED = "age_imputed"
 # The encoder keeps each ticket with the model. The historic 681 are cheap, and worth a percent;
 # a table with far more of them would make a model of hundreds of megabytes.
 _MAX_TICKETS = 50_000
@@ -77,10 +82,25 @@ class _Scores:
     rows_cross_validated: int
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What a model was made from."""
+
+    rows: int
+    features: list[str]
+    dataset_version: int | None
+    code_version: str | None
+
+
 def train(
-    titanic_prepared: ds.Dataset, survival_model: Path, report: Callable[..., None]
+    titanic_prepared: ds.Dataset,
+    survival_model: Path,
+    report: Callable[..., None],
+    *,
+    dataset_version: int | None = None,
+    code_version: str | None = None,
 ) -> dict[str, dict[str, dict[str, str]]]:
-    """Write the model, its metrics, its card and three plots into `survival_model`.
+    """Write the model, its fillings, metrics and card, and three plots into `survival_model`.
 
     All rows train the model. The scores come from stratified five-fold cross-validation over
     all rows too, up to 100,000; of a larger table, over that many rows drawn at random with the
@@ -90,6 +110,8 @@ def train(
         titanic_prepared: The table that `prepare` made.
         survival_model: The empty folder to fill.
         report: Called with the scores and the plots.
+        dataset_version: The version of `titanic_prepared`, to be noted with the model.
+        code_version: The version of this step's code, to be noted with the model.
 
     Raises:
         ValueError: The table is empty, lacks a column, or has too few rows of one outcome.
@@ -109,13 +131,17 @@ def train(
     with _limit_threads(len(target)):
         model = _fit_model(features, target)
     types = _save_model(model, survival_model / "model.skops")
-    names = list(features.columns)
-    _write_metrics(
-        survival_model / "metrics.json", scores, rows=len(target), features=names, types=types
+    origin = _Origin(
+        rows=len(target),
+        features=list(features.columns),
+        dataset_version=dataset_version,
+        code_version=code_version,
     )
-    _write_card(
-        survival_model / "model_card.md", scores, rows=len(target), features=names, types=types
-    )
+    fillings = _learn_fillings(features, is_imputed=table.column(_IMPUTED).to_numpy())
+    _write_json(survival_model / "fillings.json", fillings.to_json())
+    _write_metrics(survival_model / "metrics.json", scores, origin=origin, types=types)
+    _write_card(survival_model / "model_card.md", scores, origin=origin, types=types)
+    _track(scores, model, origin=origin, card=survival_model / "model_card.md")
     plots = {
         "survival_by_class_sex_age": _plot_survival(table),
         "roc": _plot_roc(truth, probability, auc=scores.roc_auc),
@@ -141,7 +167,7 @@ def train(
 
 
 def _read_columns(dataset: ds.Dataset) -> pa.Table:
-    columns = [*_FEATURES, _TARGET]
+    columns = [*_FEATURES, _TARGET, _IMPUTED]
     missing = [name for name in columns if name not in dataset.schema.names]
     if missing:
         raise ValueError(
@@ -185,6 +211,40 @@ def _build_features(table: pa.Table) -> pd.DataFrame:
     # Categories share their few strings; as text each row would have its own copies.
     features: pd.DataFrame = columns.select(names).to_pandas(strings_to_categorical=True)
     return features
+
+
+def _learn_fillings(features: pd.DataFrame, *, is_imputed: np.ndarray[Any, Any]) -> rules.Fillings:
+    """Return what stands for a missing value of a passenger who is to be scored.
+
+    For the rows of one arrival it is what `prepare` filled: a median stays the same when copies
+    of it are added, so that only ages, which are filled group by group, have to be told apart.
+    """
+    known = features[~is_imputed.astype(bool)]
+    by_both = _find_medians(known.groupby(["title", "pclass"], observed=True)["age"])
+    by_title = _find_medians(known.groupby("title", observed=True)["age"])
+    fares = features.groupby("pclass", observed=True)["fare"]
+    ports = features["embarked"].value_counts()
+    return rules.Fillings(
+        age_by_title_and_class={
+            (title, int(pclass)): _round_age(age) for (title, pclass), age in by_both.items()
+        },
+        age_by_title={title: _round_age(age) for title, age in by_title.items()},
+        age=_round_age(_find_medians(known["age"]))
+        if len(known)
+        else rules.AGE_WHERE_NONE_IS_KNOWN,
+        fare_by_class={int(pclass): float(fare) for pclass, fare in _find_medians(fares).items()},
+        fare=float(_find_medians(features["fare"])),
+        port=max(rules.PORTS, key=lambda port: int(ports.get(port, 0))),
+    )
+
+
+def _find_medians(values: Any) -> Any:
+    return values.quantile(0.5, interpolation="lower")
+
+
+def _round_age(age: float) -> float:
+    # As Spark rounds: halves up, by the digits that the number is written with.
+    return float(Decimal(repr(float(age))).quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
 def _limit_threads(rows: int) -> AbstractContextManager[Any]:
@@ -290,34 +350,36 @@ def _list_versions() -> dict[str, str]:
     }
 
 
-def _write_metrics(
-    path: Path, scores: _Scores, *, rows: int, features: list[str], types: list[str]
-) -> None:
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_metrics(path: Path, scores: _Scores, *, origin: _Origin, types: list[str]) -> None:
     metrics = {
         **asdict(scores),
-        "rows": rows,
+        "rows": origin.rows,
         "seed": _SEED,
-        "features": features,
+        "features": origin.features,
         "target": _TARGET,
+        "training_data": {"dataset": "titanic_prepared", "version": origin.dataset_version},
+        "code_version": origin.code_version,
         "trusted_types": types,
         "versions": _list_versions(),
     }
-    path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    _write_json(path, metrics)
 
 
-def _write_card(
-    path: Path, scores: _Scores, *, rows: int, features: list[str], types: list[str]
-) -> None:
+def _write_card(path: Path, scores: _Scores, *, origin: _Origin, types: list[str]) -> None:
     sampled = (
         "all of them"
-        if scores.rows_cross_validated == rows
+        if scores.rows_cross_validated == origin.rows
         else f"{scores.rows_cross_validated:,} of them, drawn at random with the outcomes in "
         "proportion"
     )
     group = (
         "`ticket` enters as the smoothed survival rate of the passengers who share it, learnt "
         "within each fold from its training rows alone."
-        if _GROUP in features
+        if _GROUP in origin.features
         else f"`ticket` is left out: the table has more than {_MAX_TICKETS:,} of them."
     )
     versions = ", ".join(f"{name} {version}" for name, version in _list_versions().items())
@@ -333,16 +395,20 @@ Predicts whether a passenger of the Titanic survived (column `survived`).
 | area under the ROC curve | {scores.roc_auc:.4f} |
 | log loss | {scores.log_loss:.4f} |
 
-- Trained on {rows:,} rows of `titanic_prepared`.
+- Trained on {origin.rows:,} rows of `titanic_prepared`, {_name_version(origin.dataset_version)}.
+- Code of the training step: {_name_version(origin.code_version)}.
 - Scored by stratified {scores.folds}-fold cross-validation (shuffled, seed {_SEED}) over {sampled}.
 - Model: scikit-learn's HistGradientBoostingClassifier in a Pipeline with its encoders.
-- Features: {", ".join(f"`{name}`" for name in features)}.
+- Features: {", ".join(f"`{name}`" for name in origin.features)}.
 - {group}
 - Ages, fares and ports that were missing had been filled by the prepare step, from all rows of an
-  arrival but never from `survived`.
+  arrival but never from `survived`. `fillings.json` has what stands for them when the model is
+  used.
 - Made with {versions}.
 
-## Load it
+## Use it
+
+`synapse-assets predict passengers.csv` scores a file with the columns of Titanic.csv. Or in Python:
 
 ```python
 import skops.io
@@ -357,6 +423,39 @@ The passengers of one ship in 1912 are no basis for a decision about anyone toda
 how the pipeline works. `sex` and `pclass` are its strongest features.
 """,
         encoding="utf-8",
+    )
+
+
+def _name_version(version: int | str | None) -> str:
+    return "version not given" if version is None else f"version {version}"
+
+
+def _track(scores: _Scores, model: Pipeline, *, origin: _Origin, card: Path) -> None:
+    boost = model.named_steps["boost"]
+    names = ("max_iter", "learning_rate", "max_leaf_nodes", "l2_regularization")
+    track(
+        parameters={
+            "model": type(boost).__name__,
+            **{name: getattr(boost, name) for name in names},
+            "seed": _SEED,
+            "folds": scores.folds,
+            "rows": origin.rows,
+            "rows_cross_validated": scores.rows_cross_validated,
+            "features": ", ".join(origin.features),
+        },
+        metrics={
+            "accuracy": scores.accuracy,
+            "accuracy_std": scores.accuracy_std,
+            "roc_auc": scores.roc_auc,
+            "log_loss": scores.log_loss,
+            "majority_class_accuracy": scores.majority_class_accuracy,
+        },
+        tags={
+            "dataset": "titanic_prepared",
+            "dataset_version": origin.dataset_version,
+            "code_version": origin.code_version,
+        },
+        artifact=card,
     )
 
 

@@ -65,6 +65,16 @@ class Ui:
         data = self.query("{ runsOrError { ... on Runs { results { runId status } } } }")
         return {run["runId"]: run["status"] for run in data["runsOrError"]["results"]}
 
+    def latest_run(self) -> str:
+        """Return the id of the run that was made last."""
+        return next(iter(self.runs()))
+
+    def run_that_made(self, asset: str) -> str | None:
+        """Return the id of the run that materialized an asset last, None if none did."""
+        query = f'{{ assetNodes(assetKeys: [{{path: ["{asset}"]}}]) {{ assetMaterializations'
+        (node,) = self.query(f"{query}(limit: 1) {{ runId }} }} }}")["assetNodes"]
+        return next((made["runId"] for made in node["assetMaterializations"]), None)
+
     def wait_for_new_run(self, *, known: dict[str, str]) -> str:
         """Return the id of the run that was not among the known ones."""
         return poll(lambda: next(iter(self.runs().keys() - known.keys()), None), seconds=60)

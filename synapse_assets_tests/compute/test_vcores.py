@@ -70,5 +70,5 @@ def test_slots_are_freed_by_a_failure(instance: dg.DagsterInstance) -> None:
 
 
 def test_more_than_there_is_is_refused_at_once(instance: dg.DagsterInstance) -> None:
-    with pytest.raises(ConfigurationError, match="asks for 9 vCores, and .* have 8"):
+    with pytest.raises(ConfigurationError, match=r"asks for 9 vCores, and .* have 8"):
         hold(instance, 9, lambda: None)

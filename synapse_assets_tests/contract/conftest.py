@@ -46,6 +46,8 @@ def target(request: pytest.FixtureRequest) -> Target:
     target = TARGETS[request.param]
     if "livy" in target.services:
         os.environ[LIVY] = request.getfixturevalue("livy").url
+    if "azureml" in target.services:
+        request.getfixturevalue("azureml")
     if "synapse_emulator" in target.services:
         os.environ[SYNAPSE] = request.getfixturevalue("synapse_emulator").endpoint
     return target

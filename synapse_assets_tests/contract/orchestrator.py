@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 
 from synapse_assets.compute.batch import BatchState
+from synapse_assets.compute.cpu.workspace import MLWorkspace
 from synapse_assets.compute.spark.batches import LivyBatches
 from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.compute.spark.synapse import SynapseClient
@@ -78,8 +79,9 @@ def kill_at(moment: str, *, counter: str | None) -> None:
     elif moment == "after_commit":
         _die_after(table, "commit")
     elif moment == "posted":
-        for client in (HttpLivyClient, SynapseClient):
-            _die_after(client, "post_batch")
+        _die_after(HttpLivyClient, "post_batch")
+        _die_after(SynapseClient, "post_batch")
+        _die_after(MLWorkspace, "put_job")
     else:
 
         def is_so_far(state: BatchState) -> bool:

@@ -4,16 +4,25 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 
-from synapse_assets.compute.cpu import LocalCpu
+from synapse_assets.compute.cpu import AzureMLCpu, LocalCpu
 from synapse_assets.compute.spark import LocalSpark
+from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.spark.pool import LivySparkPool, SynapseSparkPool
+from synapse_assets.compute.spark.synapse import EMULATOR_TOKEN
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore import Datastore
-from synapse_assets.services import SYNAPSE_POOL
+from synapse_assets.services import (
+    ML_RESOURCE_GROUP,
+    ML_SUBSCRIPTION,
+    ML_WORKSPACE,
+    SYNAPSE_POOL,
+)
 
 # Environment variables that say where the real services of the tests answer, as in `stores`.
 LIVY = "SYNAPSE_ASSETS_TEST_LIVY"
@@ -37,6 +46,7 @@ class Target:
         services: Fixtures of what has to be there beside the store.
         killed: What the failure of a step says that was killed, as a pattern.
         last_breath: How long processes may outlive a batch that is said to have ended, in seconds.
+        batches: Returns the ids of all batches that the service knows, whoever asked for them.
     """
 
     name: str
@@ -46,6 +56,7 @@ class Target:
     services: Sequence[str] = ()
     killed: str = "the process was killed by SIGKILL"
     last_breath: float = 0.0
+    batches: Callable[[], set[str]] = set
 
 
 def _local_spark(*, datastore: Datastore, **settings: Any) -> ComputeTarget:
@@ -67,11 +78,39 @@ def _synapse(*, datastore: Datastore, **settings: Any) -> ComputeTarget:
     )
 
 
+def _batches_of_livy() -> set[str]:
+    return {batch.id for batch in HttpLivyClient(os.environ[LIVY]).all_batches()}
+
+
+def _azureml(*, datastore: Datastore, **settings: Any) -> ComputeTarget:
+    return AzureMLCpu(
+        datastore=datastore,
+        subscription_id=ML_SUBSCRIPTION,
+        resource_group=ML_RESOURCE_GROUP,
+        workspace=ML_WORKSPACE,
+        cloud="emulator",
+        **settings,
+    )
+
+
+def _jobs_of_azureml() -> set[str]:
+    metadata = urlsplit(os.environ["ARM_CLOUD_METADATA_URL"])
+    answer = requests.get(
+        f"{metadata.scheme}://{metadata.netloc}/subscriptions/{ML_SUBSCRIPTION}/resourceGroups/"
+        f"{ML_RESOURCE_GROUP}/providers/Microsoft.MachineLearningServices/workspaces/"
+        f"{ML_WORKSPACE}/jobs",
+        headers={"Authorization": f"Bearer {EMULATOR_TOKEN}"},
+        timeout=30,
+    )
+    return {job["name"] for job in answer.json()["value"]}
+
+
 # A pool tells of the Java process, which says nothing of the signal that ended Python's.
 _ON_A_POOL: Mapping[str, Any] = {
     "engine": "spark",
     "killed": "ended as 'dead'",
     "last_breath": 15.0,
+    "batches": _batches_of_livy,
 }
 
 TARGETS: Mapping[str, Target] = {
@@ -86,6 +125,16 @@ TARGETS: Mapping[str, Target] = {
             store="azurite",
             services=("livy", "synapse_emulator"),
             **_ON_A_POOL,
+        ),
+        Target(
+            "AzureMLCpu",
+            _azureml,
+            engine="python",
+            store="azurite",
+            services=("azureml",),
+            killed="exited with status code 137",
+            last_breath=5.0,
+            batches=_jobs_of_azureml,
         ),
     )
 }

@@ -128,6 +128,26 @@ def test_spark_writes_and_reads_partitions(
     assert found == [("a b", 3), ("c%2Fd", 5)]
 
 
+def test_files_may_be_none(datastore: Datastore, instance: dg.DagsterInstance) -> None:
+    function = "fill_names_of"
+    cpu = LocalCpu(datastore=datastore)
+
+    @dg.asset(partitions_def=DAYS)
+    def files(
+        context: dg.AssetExecutionContext, target: ComputeTarget
+    ) -> dg.MaterializeResult[StagedDataset]:
+        step = Step(f"{STEPS}.files:{function}")
+        return target.run(step, context=context, inputs={}).get_materialize_result()
+
+    day, other = DAYS.get_partition_keys()
+    for partition in (day, other):
+        assert run(cpu, files, instance=instance, partition_key=partition).success
+    function = "fill_nothing"
+    assert run(cpu, files, instance=instance, partition_key=day).success
+    assert resolve(datastore, "files", partitions=[day]).files == ()
+    assert len(resolve(datastore, "files").files) == 1
+
+
 @pytest.mark.kill
 def test_killed_step_leaves_nothing_to_see_and_can_be_run_again(
     target: ComputeTarget, datastore: Datastore, instance: dg.DagsterInstance

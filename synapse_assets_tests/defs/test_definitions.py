@@ -1,3 +1,4 @@
+import datetime as dt
 import subprocess
 import sys
 from typing import Any
@@ -74,11 +75,22 @@ def test_loading_the_definitions_loads_no_engine() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_deployment_that_is_not_there_yet_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="azure is planned and not there yet"):
+def test_deployment_whose_places_are_not_named_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"azure is not complete: set .*_ML_WORKSPACE\."):
         resources_of("azure")
 
 
 def test_unknown_deployment_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="cloud9 is unknown"):
         resources_of("cloud9")
+
+
+def test_table_that_nobody_adds_to_is_a_warning_and_not_an_error(
+    definitions: dg.Definitions,
+) -> None:
+    specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+    policy = specs["titanic_prepared"].freshness_policy
+    assert policy == dg.FreshnessPolicy.time_window(
+        warn_window=dt.timedelta(hours=24), fail_window=dt.timedelta(days=365)
+    )
+    assert {name for name, spec in specs.items() if spec.freshness_policy} == {"titanic_prepared"}

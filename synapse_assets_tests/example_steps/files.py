@@ -20,3 +20,8 @@ def fill_and_die(files: Path) -> None:
 def fill_names_of(files: Path) -> None:
     """Fill the folder."""
     (files / "whole.txt").write_text("whole")
+
+
+def fill_nothing(files: Path) -> None:
+    """Leave the folder as it is."""
+    assert not list(files.iterdir())

@@ -15,6 +15,7 @@ from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import Emulator
 from synapse_assets.errors import ConfigurationError
 from synapse_assets.services import (
+    AzureMLStandIn,
     Azurite,
     Hdfs,
     Livy,
@@ -86,5 +87,20 @@ def synapse_emulator(
     """A Synapse workspace with one Spark pool, whose batches run on that Livy."""
     server = SynapseEmulator(livy_url=livy.url, folder=tmp_path_factory.mktemp("synapse"))
     server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def azureml(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureMLStandIn]:
+    """An Azure ML workspace whose nodes open Azurite."""
+    datastore = Datastore(
+        root="az://any/any", cloud="emulator", credential=Emulator(endpoint=azurite.endpoint)
+    )
+    server = AzureMLStandIn(
+        node_variables=datastore.process_environment(), folder=tmp_path_factory.mktemp("azureml")
+    )
+    server.start()
+    os.environ.update(server.client_variables)
     yield server
     server.stop()

@@ -10,18 +10,35 @@ from pathlib import Path
 
 import pytest
 
-from synapse_assets.services import CONTAINER, Azurite, Hdfs, SynapseEmulator
+from synapse_assets.services import (
+    CONTAINER,
+    ML_RESOURCE_GROUP,
+    ML_SUBSCRIPTION,
+    ML_WORKSPACE,
+    SYNAPSE_POOL,
+    AzureMLStandIn,
+    Azurite,
+    Hdfs,
+    SynapseEmulator,
+)
 
 pytestmark = [pytest.mark.services, pytest.mark.spark, pytest.mark.timeout(600)]
 
-ASSETS = ("titanic_input", "titanic_prepared", "titanic_quarantined", "survival_model")
+ASSETS = (
+    "titanic_input",
+    "titanic_quarantined_files",
+    "titanic_prepared",
+    "titanic_quarantined",
+    "survival_model",
+)
 
 
-@pytest.fixture(params=["azurite", "hdfs"])
+@pytest.fixture(params=["azurite", "hdfs", "azure"])
 def environment(
     request: pytest.FixtureRequest, tmp_path: Path, synapse_emulator: SynapseEmulator
 ) -> Mapping[str, str]:
-    service: Azurite | Hdfs = request.getfixturevalue(request.param)
+    is_azure = request.param == "azure"
+    service: Azurite | Hdfs = request.getfixturevalue("azurite" if is_azure else request.param)
     environment = {
         **os.environ,
         "SYNAPSE_ASSETS_DEPLOYMENT": "emulated",
@@ -30,6 +47,19 @@ def environment(
         "DAGSTER_HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path),
     }
+    if is_azure:
+        # What runs on Azure, with each of its services on this machine.
+        azureml: AzureMLStandIn = request.getfixturevalue("azureml")
+        environment |= {
+            **azureml.client_variables,
+            "SYNAPSE_ASSETS_DEPLOYMENT": "azure",
+            "SYNAPSE_ASSETS_CLOUD": "emulator",
+            "SYNAPSE_ASSETS_DATASTORE": f"az://{CONTAINER}/{tmp_path.name}",
+            "SYNAPSE_ASSETS_SPARK_POOL": SYNAPSE_POOL,
+            "SYNAPSE_ASSETS_SUBSCRIPTION": ML_SUBSCRIPTION,
+            "SYNAPSE_ASSETS_RESOURCE_GROUP": ML_RESOURCE_GROUP,
+            "SYNAPSE_ASSETS_ML_WORKSPACE": ML_WORKSPACE,
+        }
     if isinstance(service, Azurite):
         service.create_container(CONTAINER)
         return {**environment, "SYNAPSE_ASSETS_AZURITE": service.endpoint}
@@ -51,7 +81,7 @@ def test_pipeline_runs_on_the_service_and_is_kept_there(
     call("sample", "--rows", "600", "--out", str(source), environment=environment)
     first = call("run", "--input", str(source), environment=environment)
     assert "check rows_are_conserved passed: 600 rows in = " in first
-    scheme = "hdfs" if "SYNAPSE_ASSETS_DATASTORE" in environment else "abfs"
+    scheme = "hdfs" if "hdfs:" in environment.get("SYNAPSE_ASSETS_DATASTORE", "") else "abfs"
     for asset in ASSETS:
         assert re.search(rf"^{asset} +0 .* {scheme}://\S+/{asset}$", first, re.MULTILINE)
     assert re.search(r"Cross-validated accuracy: 0\.[6-9]\d\d", first)

@@ -1,7 +1,9 @@
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
@@ -43,6 +45,37 @@ def passenger(number: int | str = 1, **changes: str) -> str:
 def quoted(text: str) -> str:
     """Return the text as a quoted CSV field."""
     return '"' + text.replace('"', '""') + '"'
+
+
+def make_table(rows: int, *, seed: int = 1) -> pa.Table:
+    """Return passengers of whom women mostly survive, and men mostly do not."""
+    draw = random.Random(seed)
+    records = []
+    for number in range(1, rows + 1):
+        sex = draw.choice(["male", "female"])
+        records.append(
+            {
+                "passenger_id": number,
+                "survived": int(draw.random() < (0.8 if sex == "female" else 0.15)),
+                "pclass": draw.choice([1, 2, 3]),
+                "name": "not read",
+                "sex": sex,
+                "age": draw.uniform(1, 70),
+                "sib_sp": draw.choice([0, 1]),
+                "parch": 0,
+                "ticket": draw.choice([None, *(f"T{n}" for n in range(rows))]),
+                "fare": draw.uniform(5, 80),
+                "cabin": None,
+                "embarked": draw.choice(["S", "C", "Q"]),
+                "title": "Mr" if sex == "male" else "Mrs",
+                "family_size": 1,
+                "is_alone": True,
+                "deck": "U",
+                "age_imputed": False,
+                "arrival": "2026-11",
+            }
+        )
+    return pa.Table.from_pylist(records)
 
 
 @pytest.fixture

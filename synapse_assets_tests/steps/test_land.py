@@ -14,22 +14,37 @@ _LINE = passenger()
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    folder = tmp_path / "titanic_input"
-    folder.mkdir()
-    return folder
+    for name in ("titanic_input", "titanic_quarantined_files"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "titanic_input"
+
+
+def _quarantine(target: Path) -> Path:
+    return target.parent / "titanic_quarantined_files"
+
+
+def _land(
+    landing: list[Path], target: Path, reports: Reports
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """Land files and return what is said of those that can be read, and of the others."""
+    found = land(landing, target, _quarantine(target), reports)
+    for name, properties in found.items():
+        assert {path.name for path in (target.parent / name).iterdir()} == set(properties)
+    return found["titanic_input"], found["titanic_quarantined_files"]
 
 
 def _land_bytes(data: bytes, target: Path, reports: Reports) -> dict[str, dict[str, str]]:
     path = target.parent / "Titanic.csv"
     path.write_bytes(data)
-    found = land([path], target, reports)["titanic_input"]
+    found, quarantined = _land([path], target, reports)
+    assert not quarantined
     assert (target / "Titanic.csv").read_bytes() == data
     return found
 
 
 @pytest.mark.titanic
 def test_the_real_file_has_891_rows(titanic_csv: Path, target: Path, reports: Reports) -> None:
-    found = land([titanic_csv], target, reports)["titanic_input"]
+    found, _ = _land([titanic_csv], target, reports)
     assert found == {"Titanic.csv": {"rows": "891", "columns": "12"}}
     assert (target / "Titanic.csv").read_bytes() == titanic_csv.read_bytes()
     assert reports.of["titanic_input"]["dagster/row_count"] == 891
@@ -115,39 +130,69 @@ _REFUSED = {
 
 
 @pytest.mark.parametrize(("data", "message"), _REFUSED.values(), ids=_REFUSED)
-def test_what_no_step_could_read_is_refused_in_one_sentence(
+def test_what_no_step_could_read_is_set_aside_with_one_sentence(
     data: bytes, message: str, target: Path, reports: Reports
 ) -> None:
-    with pytest.raises(ValueError, match=r"\ATitanic\.csv\b") as refused:
-        _land_bytes(data, target, reports)
-    sentence = str(refused.value)
+    path = target.parent / "Titanic.csv"
+    path.write_bytes(data)
+    found, quarantined = _land([path], target, reports)
+    assert not found
+    assert (_quarantine(target) / "Titanic.csv").read_bytes() == data
+    sentence = quarantined["Titanic.csv"]["reason"]
+    assert sentence.startswith("Titanic.csv")
     assert message in sentence
     assert sentence.endswith(".")
     assert "\n" not in sentence
     assert len(sentence) < 500
-    assert not reports.of
+    assert reports.of["titanic_input"]["dagster/row_count"] == 0
+    assert sentence.replace("|", "") in reports.of["titanic_quarantined_files"]["reasons"][
+        "raw_value"
+    ].replace("\\|", "")
+
+
+def test_unreadable_files_do_not_keep_the_others_back(
+    write_csv: Callable[..., Path], target: Path, reports: Reports
+) -> None:
+    landing = [
+        write_csv(passenger(1), name="a/Titanic.csv"),
+        write_csv(passenger(2), name="b/Titanic.csv", header="PassengerId"),
+        write_csv(passenger(3), passenger(4), name="c/Titanic.csv"),
+        write_csv(name="d.csv", header=""),
+    ]
+    found, quarantined = _land(landing, target, reports)
+    assert {name: of["rows"] for name, of in found.items()} == {
+        "Titanic.csv": "1",
+        "Titanic-3.csv": "2",
+    }
+    assert list(quarantined) == ["Titanic-2.csv", "d.csv"]
+    for source, name in ((landing[1], "Titanic-2.csv"), (landing[3], "d.csv")):
+        assert (_quarantine(target) / name).read_bytes() == source.read_bytes()
+    assert reports.of["titanic_input"]["dagster/row_count"] == 3
+    table = reports.of["titanic_quarantined_files"]["reasons"]
+    assert table["type"] == "md"
+    assert "| d.csv | d.csv, line 1: the line is blank" in table["raw_value"]
 
 
 def test_an_arrival_without_files_is_refused(target: Path, reports: Reports) -> None:
     with pytest.raises(ValueError, match="holds no file: put at least one CSV"):
-        land([], target, reports)
+        _land([], target, reports)
 
 
 def test_a_folder_is_refused(tmp_path: Path, target: Path, reports: Reports) -> None:
     with pytest.raises(ValueError, match="titanic_input is a folder: land the CSV files in it"):
-        land([target], target, reports)
+        _land([target], target, reports)
 
 
 def test_a_link_to_nothing_is_refused(tmp_path: Path, target: Path, reports: Reports) -> None:
     link = tmp_path / "Titanic.csv"
     link.symlink_to("gone.csv")
     with pytest.raises(ValueError, match=r"a link to gone\.csv, which does not exist"):
-        land([link], target, reports)
+        _land([link], target, reports)
 
 
 def test_a_file_that_went_away_is_refused(tmp_path: Path, target: Path, reports: Reports) -> None:
     with pytest.raises(ValueError, match=r"gone\.csv does not exist any more"):
-        land([tmp_path / "gone.csv"], target, reports)
+        _land([tmp_path / "gone.csv"], target, reports)
 
 
 def test_a_pipe_is_refused_before_anything_waits_on_it(
@@ -155,7 +200,7 @@ def test_a_pipe_is_refused_before_anything_waits_on_it(
 ) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(ValueError, match=r"pipe\.csv is no regular file"):
-        land([tmp_path / "pipe.csv"], target, reports)
+        _land([tmp_path / "pipe.csv"], target, reports)
 
 
 def test_files_of_one_name_all_survive(
@@ -166,7 +211,7 @@ def test_files_of_one_name_all_survive(
         write_csv(passenger(2), passenger(3), name="b/Titanic.csv"),
         write_csv(name="c/titanic-2.csv"),
     ]
-    found = land(landing, target, reports)["titanic_input"]
+    found, _ = _land(landing, target, reports)
     assert {name: of["rows"] for name, of in found.items()} == {
         "Titanic.csv": "1",
         "Titanic-3.csv": "2",
@@ -184,7 +229,7 @@ def test_the_preview_shows_five_rows_in_the_usual_order_and_cuts_cells(
         write_csv(passenger(7, Name="x" * 50, Ticket="a|b"), "8", "9", header=HEADER),
         write_csv(*turned, name="turned.csv", header=",".join(reversed(COLUMNS))),
     ]
-    land(landing, target, reports)
+    _land(landing, target, reports)
     preview = reports.of["titanic_input"]["preview"]
     lines = preview["raw_value"].splitlines()
     assert preview["type"] == "md"

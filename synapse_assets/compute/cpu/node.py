@@ -27,9 +27,7 @@ def main() -> None:
         path.write_bytes(_fetch(bundle, spec, secrets))
         bundle = str(path)
     # Engines start Python workers of their own, which need the step's code too.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (bundle, os.environ.get("PYTHONPATH")))
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (bundle, os.environ.get("PYTHONPATH"))))
     sys.path.insert(0, bundle)
     from synapse_assets.compute.runner import main_on_node
 

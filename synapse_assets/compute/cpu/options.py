@@ -9,7 +9,6 @@ from pydantic import ConfigDict, Field
 from synapse_assets.errors import ConfigurationError
 
 _SIZE = re.compile(r"[1-9][0-9]*[bkmg]")
-_INPUT = re.compile(r"\$\{\{\s*inputs\.(\w+)\s*\}\}")
 _SECRET = re.compile(r"[?&;]sig=|(AccountKey|SharedAccessSignature)=", re.IGNORECASE)
 
 
@@ -29,9 +28,7 @@ class CpuOptions(dg.Config):
     shm_size: str | None = Field(
         default=None, description="Shared memory of the container, for example '2g'."
     )
-    docker_args: str | None = Field(
-        default=None, description="Further arguments of 'docker run'."
-    )
+    docker_args: str | None = Field(default=None, description="Further arguments of 'docker run'.")
     environment_variables: dict[str, str] | None = Field(
         default=None, description="Environment variables of the step. Never secrets."
     )
@@ -88,24 +85,6 @@ class CpuOptions(dg.Config):
     def to_json(self) -> dict[str, Any]:
         """Return the options that are set."""
         return _set_values(self)
-
-
-def fill_in_inputs(argument: str, locations: dict[str, str]) -> str:
-    """Return an argument with the locations of the inputs that it names.
-
-    Raises:
-        ConfigurationError: There is no such input.
-    """
-
-    def location(match: "re.Match[str]") -> str:
-        if match[1] not in locations:
-            known = ", ".join(sorted(locations)) or "none"
-            raise ConfigurationError(
-                f"The argument {argument!r} names the input '{match[1]}', and there is: {known}."
-            )
-        return locations[match[1]]
-
-    return _INPUT.sub(location, argument)
 
 
 def _set_values(options: CpuOptions) -> dict[str, Any]:

@@ -121,6 +121,11 @@ class StorageCredential(dg.Config):
         self._check_location(location)
         return self._hadoop(location)
 
+    def queue_login(self, location: Location) -> tuple[str, Any]:
+        """Return the URL of the account's queue service, and what its SDK logs in with there."""
+        self._check_location(location)
+        return self._queue_login(location)
+
     def environment(self, cloud: Cloud) -> dict[str, str]:
         """Return the variables by which a subprocess' default chain finds this identity.
 
@@ -146,6 +151,10 @@ class StorageCredential(dg.Config):
 
     @abstractmethod
     def _hadoop(self, location: Location) -> Options: ...
+
+    def _queue_login(self, location: Location) -> tuple[str, Any]:
+        host = location.cloud.account_host(location.account, "queue")
+        return f"https://{host}", self._token_credential(location.cloud)
 
     def _own_secret(self) -> str | None:
         """Return the secret that a variable of the libraries may hold without harm."""

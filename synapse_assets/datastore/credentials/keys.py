@@ -3,7 +3,7 @@
 import base64
 import binascii
 from datetime import datetime, timezone
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field
@@ -41,6 +41,10 @@ class AccountKey(StorageCredential):
             abfs_properties(location, {"account.key": self._checked_key()}),
         )
 
+    def _queue_login(self, location: Location) -> tuple[str, Any]:
+        url, _ = super()._queue_login(location)
+        return url, {"account_name": location.account, "account_key": self._checked_key()}
+
     def _own_secret(self) -> str | None:
         return self.key
 
@@ -75,6 +79,17 @@ class SasToken(StorageCredential):
     def _hadoop(self, location: Location) -> Options:
         return sas_configuration(location, self._checked_token())
 
+    def _queue_login(self, location: Location) -> tuple[str, Any]:
+        token = self._checked_token()
+        services = parse_qs(token).get("ss", [""])[0]
+        if "q" not in services:
+            raise ConfigurationError(
+                "The SAS token opens no queues. Make one of the account for the services Blob and "
+                "Queue ('ss=bq'), or choose another credential."
+            )
+        url, _ = super()._queue_login(location)
+        return url, token
+
     def _own_secret(self) -> str | None:
         return self.token
 
@@ -101,6 +116,10 @@ class Emulator(StorageCredential):
     endpoint: str = Field(
         default=f"http://127.0.0.1:10000/{EMULATOR_ACCOUNT}",
         description="URL of Azurite's blob service, with the account.",
+    )
+    queue_endpoint: str = Field(
+        default=f"http://127.0.0.1:10001/{EMULATOR_ACCOUNT}",
+        description="URL of Azurite's queue service, with the account.",
     )
 
     def _adlfs(self, location: Location) -> Options:
@@ -133,6 +152,10 @@ class Emulator(StorageCredential):
         }
         return Options(public, abfs_properties(location, {"account.key": _EMULATOR_KEY}))
 
+    def _queue_login(self, location: Location) -> tuple[str, Any]:
+        key = {"account_name": EMULATOR_ACCOUNT, "account_key": _EMULATOR_KEY}
+        return _checked_emulator_url(self.queue_endpoint), key
+
     def _check_location(self, location: Location) -> None:
         super()._check_location(location)
         if location.account != EMULATOR_ACCOUNT:
@@ -146,13 +169,18 @@ class Emulator(StorageCredential):
         pass
 
     def _checked_endpoint(self) -> str:
-        url = urlsplit(self.endpoint)
-        if url.scheme != "http" or not url.netloc or url.path.strip("/") != EMULATOR_ACCOUNT:
-            raise ConfigurationError(
-                f"The emulator's endpoint is {self.endpoint!r}, which does not have the form "
-                f"'http://127.0.0.1:10000/{EMULATOR_ACCOUNT}'."
-            )
-        return f"http://{url.netloc}/{EMULATOR_ACCOUNT}"
+        return _checked_emulator_url(self.endpoint)
+
+
+def _checked_emulator_url(endpoint: str) -> str:
+    """Return the URL of one of the emulator's services in its usual form."""
+    url = urlsplit(endpoint)
+    if url.scheme != "http" or not url.netloc or url.path.strip("/") != EMULATOR_ACCOUNT:
+        raise ConfigurationError(
+            f"The emulator's endpoint is {endpoint!r}, which does not have the form "
+            f"'http://127.0.0.1:10000/{EMULATOR_ACCOUNT}'."
+        )
+    return f"http://{url.netloc}/{EMULATOR_ACCOUNT}"
 
 
 def sas_configuration(location: Location, token: str) -> Options:

@@ -1,27 +1,54 @@
 """The assets: a snapshot of each arrival, the prepared table, and the model."""
 
-from collections.abc import Iterator
+import datetime as dt
+import warnings
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
+from synapse_assets.arrivals import ArrivalPatterns, take_arrival
+from synapse_assets.compute.attempt import FINAL
 from synapse_assets.compute.spark import SparkOptions
 from synapse_assets.compute.step import Step
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datasets.attempt import StagedDataset
-from synapse_assets.datasets.landing import find_arrival
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
-from synapse_assets.defs.titanic import columns
+from synapse_assets.defs.titanic import automation, columns
 from synapse_assets.sample import SAMPLE_ARRIVAL
 
 GROUP = "titanic"
 LANDING_FOLDER = "landing/titanic"
+# A folder is an arrival, and so is a file beside it.
+PATTERNS = ArrivalPatterns.parse(
+    [f"{LANDING_FOLDER}/{name}" for name in ("{arrival}/**", "{arrival}.*", "{arrival}")]
+)
 ARRIVALS_NAME = "arrivals"
 ARRIVALS = dg.DynamicPartitionsDefinition(name=ARRIVALS_NAME)
+
+# Nobody hears of it on the first day: what was never made has no age, and so it is not red either
+# where somebody tries this out and leaves it alone.
+FRESHNESS = dg.FreshnessPolicy.time_window(
+    warn_window=dt.timedelta(hours=24), fail_window=dt.timedelta(days=365)
+)
+
+_MAX_REASONS = 5
 
 LAND = Step("synapse_assets.steps.land:land")
 PREPARE = Step("synapse_assets.steps.prepare:prepare")
 TRAIN = Step("synapse_assets.steps.train:train")
+
+with warnings.catch_warnings():
+    # Partitions of a check are a preview.
+    warnings.simplefilter("ignore", dg.PreviewWarning)
+    FILES_ARE_READABLE = dg.AssetCheckSpec(
+        "files_are_readable",
+        asset="titanic_input",
+        description="Every file of the arrival can be read; a warning where some can, since "
+        "those go on.",
+        blocking=True,
+        partitions_def=ARRIVALS,
+    )
 
 landing = dg.AssetSpec(
     "landing",
@@ -34,22 +61,86 @@ landing = dg.AssetSpec(
 )
 
 
-@dg.asset(
+@dg.multi_asset(
+    outs={
+        "titanic_input": dg.AssetOut(
+            group_name=GROUP,
+            kinds={"python", "csv"},
+            owners=["team:data"],
+            code_version=LAND.code_version,
+            metadata={
+                "partition_by": "arrival",
+                "dagster/column_schema": columns.input_schema(),
+            },
+            description="An immutable snapshot of one arrival: its files byte for byte, with "
+            "etags and hashes.",
+        ),
+        "titanic_quarantined_files": dg.AssetOut(
+            group_name=GROUP,
+            kinds={"python", "file"},
+            owners=["team:data"],
+            code_version=LAND.code_version,
+            metadata={"partition_by": "arrival"},
+            description="The files of an arrival that cannot be read, byte for byte, each with "
+            "the reason; usually none.",
+        ),
+    },
     deps=[landing],
+    check_specs=[FILES_ARE_READABLE],
     partitions_def=ARRIVALS,
-    group_name=GROUP,
-    kinds={"python", "csv"},
-    owners=["team:data"],
-    code_version=LAND.code_version,
-    metadata={"partition_by": "arrival", "dagster/column_schema": columns.input_schema()},
     pool="titanic_input",
 )
 def titanic_input(
     context: dg.AssetExecutionContext, cpu: ComputeTarget, datastore: Datastore
-) -> dg.MaterializeResult[StagedDataset]:
-    """An immutable snapshot of one arrival: its files byte for byte, with etags and hashes."""
-    arrival = find_arrival(datastore, LANDING_FOLDER, context.partition_key)
-    return cpu.run(LAND, context=context, inputs={"landing": arrival}).get_materialize_result()
+) -> Iterator[dg.MaterializeResult[StagedDataset] | dg.AssetCheckResult]:
+    """Take in one arrival; its unreadable files do not keep the others back."""
+    arrival = take_arrival(context, datastore, PATTERNS)
+    run = cpu.run(LAND, context=context, inputs={"landing": arrival})
+    snapshot = run.get_materialize_result("titanic_input")
+    quarantined = run.get_materialize_result("titanic_quarantined_files")
+    readable = len(snapshot.value.files)
+    reasons = {file.name or "": file.properties["reason"] for file in quarantined.value.files}
+    yield quarantined
+    if readable:
+        yield snapshot
+    yield check_files(readable, reasons)
+    if not readable:
+        # The snapshot that was there stays, and so does all that was made of it.
+        raise dg.Failure(
+            f"No file of the arrival '{context.partition_key}' can be read: "
+            f"{format_reasons(reasons)}",
+            metadata=FINAL,
+            allow_retries=False,
+        )
+
+
+def check_files(readable: int, reasons: Mapping[str, str]) -> dg.AssetCheckResult:
+    """Return what there is to say of an arrival's files.
+
+    Args:
+        readable: How many can be read.
+        reasons: Why each of the others cannot, by its name.
+    """
+    files = readable + len(reasons)
+    severity = dg.AssetCheckSeverity.WARN if readable else dg.AssetCheckSeverity.ERROR
+    description = f"{files:,} {'file' if files == 1 else 'files'}"
+    if reasons:
+        description = f"{len(reasons):,} of {description} unreadable: {format_reasons(reasons)}"
+    return dg.AssetCheckResult(
+        asset_key="titanic_input",
+        check_name=FILES_ARE_READABLE.name,
+        passed=not reasons,
+        severity=severity,
+        description=description,
+        metadata={"readable": readable, "unreadable": len(reasons)},
+    )
+
+
+def format_reasons(reasons: Mapping[str, str]) -> str:
+    """Return why files cannot be read, in a few sentences."""
+    told = list(reasons.values())[:_MAX_REASONS]
+    more = len(reasons) - len(told)
+    return " ".join(told) + (f" And {more:,} more, in titanic_quarantined_files." if more else "")
 
 
 @dg.multi_asset(
@@ -64,6 +155,8 @@ def titanic_input(
                 "dagster/column_schema": columns.prepared_schema(),
                 "dagster/column_lineage": columns.prepared_lineage(),
             },
+            automation_condition=automation.with_new_content(),
+            freshness_policy=FRESHNESS,
             description="One row per passenger: typed columns, missing ages filled, title, "
             "family size and deck derived.",
         ),
@@ -76,6 +169,7 @@ def titanic_input(
                 "partition_by": "arrival",
                 "dagster/column_lineage": columns.quarantined_lineage(),
             },
+            automation_condition=automation.with_new_content(),
             description="One row per refused row of the input, with the reason and its raw text.",
         ),
     },
@@ -99,7 +193,7 @@ def titanic_prepared(
     kinds={"scikitlearn", "python"},
     owners=["team:data"],
     code_version=TRAIN.code_version,
-    automation_condition=dg.AutomationCondition.eager(),
+    automation_condition=automation.once_per_burst(),
     pool="survival_model",
 )
 def survival_model(
@@ -113,12 +207,27 @@ def survival_model(
     if arrivals > {SAMPLE_ARRIVAL}:
         context.log.info(f"The generated arrival '{SAMPLE_ARRIVAL}' is left out of the training.")
         titanic_prepared = titanic_prepared.select(arrivals - {SAMPLE_ARRIVAL})
-    run = cpu.run(TRAIN, context=context, inputs={"titanic_prepared": titanic_prepared})
+    run = cpu.run(
+        TRAIN,
+        context=context,
+        inputs={"titanic_prepared": titanic_prepared},
+        parameters={
+            "dataset_version": titanic_prepared.version,
+            "code_version": TRAIN.code_version,
+        },
+    )
     return run.get_materialize_result()
 
+
+titanic_arrival = dg.define_asset_job(
+    "titanic_arrival",
+    selection=dg.AssetSelection.assets(titanic_input),
+    description="Takes in one arrival; what is made of it follows by automation.",
+)
 
 titanic_pipeline = dg.define_asset_job(
     "titanic_pipeline",
     selection=dg.AssetSelection.groups(GROUP),
+    tags=automation.WHOLE,
     description="Everything from an arrival to the model, in one run.",
 )

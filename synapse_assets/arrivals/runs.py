@@ -1,0 +1,216 @@
+"""What Dagster's runs tell of arrivals: each carries the arrival and the content it is for."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from synapse_assets.arrivals.ledger import Entry
+from synapse_assets.arrivals.listing import find_arrival
+from synapse_assets.arrivals.pattern import ArrivalPatterns
+from synapse_assets.datasets.version import DatasetVersion
+from synapse_assets.datastore import Datastore
+from synapse_assets.errors import ArrivalVanishedError
+
+SENSOR_TAG = "synapse_assets/sensor"
+ARRIVAL_TAG = "synapse_assets/arrival"
+# '<content>:<change>'.
+CONTENT_TAG = "synapse_assets/content"
+# The id of the run that found the blobs gone; a run that is executed again inherits its tags.
+VANISHED_TAG = "synapse_assets/vanished"
+# Dagster's own: it will execute the run again by itself.
+_WILL_RETRY_TAG = "dagster/will_retry"
+
+_WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
+_FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+_PAGE = 100
+# Failures that one tick looks at; each asks the database for the arrival's other runs.
+_MAX_FAILURES = 300
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When a failed arrival is asked for again.
+
+    Attributes:
+        max_attempts: Number of runs for one content, with the first.
+        delay_seconds: How long after a failure.
+    """
+
+    max_attempts: int = 3
+    delay_seconds: float = 300.0
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A run that is to be asked for again.
+
+    Attributes:
+        arrival: Name of the arrival.
+        entry: The content, and which it is.
+        number: 1 for the first time that it is asked for again.
+    """
+
+    arrival: str
+    entry: Entry
+    number: int
+
+    @property
+    def run_key(self) -> str:
+        """The key by which Dagster knows the run."""
+        return f"{self.arrival}:{self.entry.content}:{self.entry.change}:retry{self.number}"
+
+
+def tags_of(sensor: str, arrival: str, entry: Entry) -> dict[str, str]:
+    """Return the tags of a run for one content of an arrival."""
+    return {
+        SENSOR_TAG: sensor,
+        ARRIVAL_TAG: arrival,
+        CONTENT_TAG: f"{entry.content}:{entry.change}",
+    }
+
+
+def entry_of(tags: Mapping[str, str]) -> Entry | None:
+    """Return what a run is for, None if it is for no certain content."""
+    content, _, change = tags.get(CONTENT_TAG, "").partition(":")
+    return Entry(content, int(change)) if change.isdecimal() else None
+
+
+def recall(instance: dg.DagsterInstance, sensor: str, arrival: str) -> Entry | None:
+    """Return which content of an arrival a run was made for last, None if none ever was."""
+    # Several may be of the same change: the latest, which comes first, is the right one then.
+    entries = [entry_of(run.tags) for run in _runs_of(instance, sensor, arrival)]
+    return max((e for e in entries if e is not None), key=lambda e: e.change, default=None)
+
+
+def count_queued(instance: dg.DagsterInstance, sensor: str) -> int:
+    """Return how many runs that a sensor asked for have not begun."""
+    return instance.get_runs_count(dg.RunsFilter(statuses=_WAITING, tags={SENSOR_TAG: sensor}))
+
+
+def find_retries(
+    instance: dg.DagsterInstance,
+    sensor: str,
+    *,
+    since: float,
+    now: float,
+    policy: RetryPolicy,
+    limit: int,
+) -> tuple[list[Retry], float]:
+    """Return failed arrivals that are due, and the time before which all failures are dealt with.
+
+    Not asked for again are those whose blobs were gone, that have other content since, that
+    succeeded or run in the meantime, that somebody cancelled, and that Dagster executes again by
+    itself.
+
+    Args:
+        instance: Where the runs are.
+        sensor: Name of the sensor that asked for them.
+        since: The time that was returned last, in seconds since 1970.
+        now: Seconds since 1970.
+        policy: When to ask again.
+        limit: At most so many are returned.
+    """
+    if policy.max_attempts <= 1:
+        return [], now
+    due = now - policy.delay_seconds
+    retries: dict[str, Retry] = {}
+    dealt_with = since
+    for _ in range(_MAX_FAILURES // _PAGE):
+        records = instance.get_run_records(
+            dg.RunsFilter(
+                statuses=[dg.DagsterRunStatus.FAILURE],
+                tags={SENSOR_TAG: sensor},
+                updated_after=_time(since),
+                updated_before=_time(due),
+            ),
+            limit=_PAGE,
+            order_by="update_timestamp",
+            ascending=True,
+        )
+        for record in records:
+            since = max(since, record.update_timestamp.timestamp())
+            retry = _retry_of(instance, sensor, record.dagster_run, policy)
+            if retry is not None:
+                if len(retries) == limit:
+                    return list(retries.values()), dealt_with
+                retries[retry.arrival] = retry
+            elif not retries:
+                # Those that are asked for are looked at again, until their run is there.
+                dealt_with = since
+        if len(records) < _PAGE:
+            break
+    return list(retries.values()), dealt_with
+
+
+def take_arrival(
+    context: dg.AssetExecutionContext, datastore: Datastore, patterns: ArrivalPatterns
+) -> DatasetVersion:
+    """Return a reference to the blobs of the arrival that a run is for.
+
+    Args:
+        context: That of an asset whose partitions are the arrivals.
+        datastore: Where the blobs lie.
+        patterns: Which of them form an arrival.
+
+    Raises:
+        PartitionNotFoundError: No blob of it is there, and no certain ones were asked for.
+        dagster.Failure: They are not those that the sensor asked a run for, because of an
+            ArrivalVanishedError. No retry would help.
+    """
+    arrival, tags = context.partition_key, context.run.tags
+    entry = entry_of(tags) if tags.get(ARRIVAL_TAG) == arrival else None
+    content = None if entry is None else entry.content
+    try:
+        return find_arrival(datastore, patterns, arrival, content=content)
+    except ArrivalVanishedError as e:
+        context.instance.add_run_tags(context.run_id, {VANISHED_TAG: context.run_id})
+        # Dagster itself does not record that a failure is final.
+        metadata = {"allow_retries": dg.MetadataValue.bool(False)}
+        raise dg.Failure(str(e), metadata=metadata, allow_retries=False) from e
+
+
+def _retry_of(
+    instance: dg.DagsterInstance, sensor: str, run: dg.DagsterRun, policy: RetryPolicy
+) -> Retry | None:
+    arrival, entry = run.tags.get(ARRIVAL_TAG), entry_of(run.tags)
+    if arrival is None or entry is None:
+        return None
+    others = _runs_of(instance, sensor, arrival)
+    entries = [entry_of(other.tags) for other in others]
+    if any(e is not None and e.change > entry.change for e in entries):
+        return None
+    attempts = [other for other, e in zip(others, entries, strict=True) if e == entry]
+    if not attempts or attempts[0].run_id != run.run_id or len(attempts) >= policy.max_attempts:
+        # The latest decides.
+        return None
+    if any(a.status not in _FAILED for a in attempts):
+        return None
+    if run.tags.get(VANISHED_TAG) == run.run_id or run.tags.get(_WILL_RETRY_TAG) == "true":
+        return None
+    if _is_final(instance, run):
+        return None
+    return Retry(arrival, entry, number=len(attempts))
+
+
+def _is_final(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Tell whether a step of a run said that no retry can mend its failure."""
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        event = entry.dagster_event
+        failure = None if event is None else event.step_failure_data.user_failure_data
+        allowed = None if failure is None else failure.metadata.get("allow_retries")
+        if allowed is not None and allowed.value is False:
+            return True
+    return False
+
+
+def _runs_of(instance: dg.DagsterInstance, sensor: str, arrival: str) -> Sequence[dg.DagsterRun]:
+    """Return the runs for an arrival, the latest first."""
+    # By one tag: Dagster's database is slow to look for two.
+    runs = instance.get_runs(dg.RunsFilter(tags={ARRIVAL_TAG: arrival}), limit=_PAGE)
+    return [run for run in runs if run.tags.get(SENSOR_TAG) == sensor]
+
+
+def _time(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, tz=dt.timezone.utc)

@@ -1,0 +1,213 @@
+"""Azure Queue Storage: messages that are received, and deleted when their work is safe."""
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from synapse_assets.datastore.storage import for_each_file
+from synapse_assets.errors import StorageError
+
+if TYPE_CHECKING:
+    from azure.storage.queue import QueueClient, QueueMessage
+
+# A request brings no more than this:
+# https://learn.microsoft.com/rest/api/storageservices/get-messages
+_PAGE = 32
+# Who asks looks again a few seconds later, so a request that fails may say so soon.
+_RETRIES = 3
+_BACKOFF_SECONDS = 1
+_CONNECTION_SECONDS = 5
+_READ_SECONDS = 15
+# Never: https://learn.microsoft.com/rest/api/storageservices/put-message
+_NO_EXPIRY = -1
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What deletes a message that was received.
+
+    Attributes:
+        id: The message's id.
+        pop_receipt: Proof of this receipt; the next one, by whomever, makes it void.
+    """
+
+    id: str
+    pop_receipt: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as it was received.
+
+    Attributes:
+        receipt: What deletes it.
+        body: Its text as it stands in the queue.
+        received: How often it was received, this time included.
+    """
+
+    receipt: Receipt
+    body: str
+    received: int
+
+
+class StorageQueue:
+    """One queue of a storage account."""
+
+    def __init__(self, *, url: str, name: str, credential: Any) -> None:
+        """Create the client; nothing is contacted.
+
+        Args:
+            url: URL of the account's queue service.
+            name: Name of the queue.
+            credential: What the SDK logs in with, see `StorageCredential.queue_login`.
+        """
+        self._url = url
+        self._name = name
+        self._credential = credential
+
+    @property
+    def name(self) -> str:
+        """The queue's name."""
+        return self._name
+
+    @property
+    def url(self) -> str:
+        """The queue's URL."""
+        return f"{self._url}/{self._name}"
+
+    def sibling(self, name: str) -> "StorageQueue":
+        """Return another queue of the same account."""
+        return StorageQueue(url=self._url, name=name, credential=self._credential)
+
+    def receive(self, *, at_most: int, hidden_seconds: int) -> list[Message]:
+        """Return messages, oldest first as far as the service keeps that; they stay in the queue.
+
+        Args:
+            at_most: The largest number of messages.
+            hidden_seconds: How long nobody receives them again.
+
+        Raises:
+            StorageError: The queue is not there, refused it, or was out of reach.
+        """
+        received: list[Message] = []
+        with self._explained("receive from"):
+            while len(received) < at_most:
+                asked = min(at_most - len(received), _PAGE)
+                # Page by page: the SDK's iterator goes on until a page is empty.
+                pages = self._client.receive_messages(
+                    messages_per_page=asked, visibility_timeout=hidden_seconds
+                ).by_page()
+                page = [_received(message) for message in next(pages, ())]
+                received += page
+                if len(page) < asked:
+                    break
+        return received
+
+    def delete(self, receipts: Iterable[Receipt]) -> None:
+        """Delete messages; those that are gone, or were received again since, are left alone.
+
+        Raises:
+            StorageError: The queue is not there, refused it, or was out of reach.
+        """
+        with self._explained("delete from"):
+            for_each_file(self._delete, receipts)
+
+    def put(self, body: str) -> None:
+        """Put a message that stays until it is deleted; the queue is made if it is not there.
+
+        Raises:
+            StorageError: The queue refused it, or was out of reach.
+        """
+        from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
+
+        with self._explained("write to"):
+            try:
+                self._client.send_message(body, time_to_live=_NO_EXPIRY)
+            except ResourceNotFoundError:
+                with contextlib.suppress(ResourceExistsError):
+                    self._client.create_queue()
+                self._client.send_message(body, time_to_live=_NO_EXPIRY)
+
+    def create(self) -> None:
+        """Create the queue if it is not there.
+
+        Raises:
+            StorageError: The account refused it, or was out of reach.
+        """
+        from azure.core.exceptions import ResourceExistsError
+
+        with self._explained("create"), contextlib.suppress(ResourceExistsError):
+            self._client.create_queue()
+
+    def _delete(self, receipt: Receipt) -> None:
+        from azure.core.exceptions import HttpResponseError
+
+        try:
+            self._client.delete_message(receipt.id, receipt.pop_receipt)
+        except HttpResponseError as e:
+            # Deleted before, or in the hands of whoever received it since.
+            if _code(e) not in ("MessageNotFound", "PopReceiptMismatch"):
+                raise
+
+    @functools.cached_property
+    def _client(self) -> "QueueClient":
+        from azure.storage.queue import ExponentialRetry, QueueClient
+
+        return QueueClient(
+            self._url,
+            self._name,
+            self._credential,
+            retry_policy=ExponentialRetry(
+                initial_backoff=_BACKOFF_SECONDS,
+                increment_base=2,
+                retry_total=_RETRIES,
+                random_jitter_range=1,
+            ),
+            connection_timeout=_CONNECTION_SECONDS,
+            read_timeout=_READ_SECONDS,
+        )
+
+    @contextlib.contextmanager
+    def _explained(self, operation: str) -> Iterator[None]:
+        """Raise what goes wrong as a StorageError that says what, where, and what to do."""
+        from azure.core.exceptions import AzureError
+
+        try:
+            yield
+        except AzureError as e:
+            problem = str(e).strip().partition("\n")[0].rstrip(".")
+            raise StorageError(
+                f"Could not {operation} the queue {self.url}: {problem}. {self._remedy(e)}"
+            ) from e
+
+    def _remedy(self, error: Exception) -> str:
+        code = _code(error)
+        status = getattr(error, "status_code", None)
+        if code == "QueueNotFound":
+            return f"Create the queue '{self._name}', or choose another one."
+        if status == 401 or code.startswith("AuthenticationFailed"):
+            return "Look whether the datastore's credential is the right one and still valid."
+        if status == 403:
+            return (
+                "Give the identity in use the role 'Storage Queue Data Contributor' on the "
+                "account, or look at the account's firewall."
+            )
+        if status in (429, 500, 503):
+            return "The service is overloaded or down: it is tried again later."
+        return "Look whether the account has queues and this machine reaches it."
+
+
+def _received(message: "QueueMessage") -> Message:
+    return Message(
+        receipt=Receipt(id=str(message.id), pop_receipt=str(message.pop_receipt)),
+        body=str(message.content),
+        received=int(message.dequeue_count or 1),
+    )
+
+
+def _code(error: Exception) -> str:
+    """Return the service's code of an error; the SDK has an enumeration for those it knows."""
+    found = getattr(error, "error_code", None)
+    return str(getattr(found, "value", found) or "")
