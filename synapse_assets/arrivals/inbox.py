@@ -208,9 +208,10 @@ class Inbox:
         """Sort a message; return whether it has to stay until the cursor is safe."""
         if message.received > _MAX_RECEIVED:
             self._park(message, f"it was received {message.received} times and never worked off")
-            # What it was about is not forgotten.
+            # What it was about is not forgotten; so it goes only when the cursor has the wish.
             self._wants_full_pass = True
-            return False
+            self._held.append((message.receipt, frozenset()))
+            return True
         try:
             found = read_events(message.body)
         except ValueError as e:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from unittest.mock import patch
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from synapse_assets.arrivals.cursor import Cursor
@@ -212,7 +212,15 @@ _WAIT = st.tuples(st.just("wait"), st.sampled_from([30.0, 61.0]))
 _STEPS = st.lists(_CHANGE | _TICK | _WAIT, min_size=30, max_size=60)
 
 
+_PARKED_IN_A_CRASH: list[tuple[Any, ...]] = [
+    ("tick", "kept", 0),
+    ("change", "in/1/b.csv", True, 1),
+    *[("wait", 61.0), ("tick", "received", 1)] * 6,
+]
+
+
 @settings(max_examples=100, deadline=None)
+@example(_PARKED_IN_A_CRASH, 0, False)
 @given(_STEPS, st.integers(0, 1000), st.booleans())
 def test_every_content_that_stays_is_handed_over_once_whatever_crashes(
     steps: list[tuple[Any, ...]], seed: int, loses: bool
