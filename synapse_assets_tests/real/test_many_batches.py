@@ -23,6 +23,9 @@ from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore import Datastore
 from synapse_assets_tests.real.stub_pool import StubPool
 
+# Most of it needs none of the real services, but minutes.
+pytestmark = pytest.mark.services
+
 # A thousand takes minutes; a leak shows with fewer.
 _BATCHES = int(os.environ.get("SYNAPSE_ASSETS_TEST_BATCHES", "100"))
 # The first ones open connections and import what they need.

@@ -51,6 +51,9 @@ from synapse_assets_tests.real.fault_proxy import (
     Rule,
 )
 
+# Most of it needs none of the real services, but minutes.
+pytestmark = pytest.mark.services
+
 CLIENTS = ("livy", "synapse")
 CALLS = (
     "POST",
