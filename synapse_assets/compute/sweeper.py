@@ -10,8 +10,9 @@ from http import HTTPStatus
 import dagster as dg
 
 from synapse_assets.compute.attempt import Record, read_record
+from synapse_assets.compute.calls import CallError
 from synapse_assets.compute.spark.batches import is_over
-from synapse_assets.compute.spark.livy import CallError, LivyBatch
+from synapse_assets.compute.spark.livy import LivyBatch
 from synapse_assets.compute.spark.pool import SparkPool
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import SynapseAssetsError

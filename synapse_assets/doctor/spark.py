@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from synapse_assets.compute.calls import CallError
 from synapse_assets.compute.spark import LocalSpark, SparkPool
 from synapse_assets.compute.spark.explanations import explain
-from synapse_assets.compute.spark.livy import CallError
 from synapse_assets.doctor.check import Check, Finding, Subject, failed, ok
 from synapse_assets.settings import LIVY, SPARK_POOL, SYNAPSE
 

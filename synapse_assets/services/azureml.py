@@ -12,8 +12,6 @@ from pathlib import Path
 
 from synapse_assets.services.process import HOST, Server, Service, choose_port
 
-# The bearer token of the stand-in. Not a secret: it serves this machine only.
-TOKEN = "emulator"  # noqa: S105
 # The name of its cloud, which azure-ai-ml looks up in what the stand-in tells of itself.
 CLOUD_NAME = "StandIn"
 # Environment variable of the stand-in that holds the variables of its nodes, as JSON.

@@ -56,8 +56,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from synapse_assets.compute.login import EMULATOR_TOKEN
 from synapse_assets.services import guard
-from synapse_assets.services.azureml import CLOUD_NAME, NODE_VARIABLES, TOKEN
+from synapse_assets.services.azureml import CLOUD_NAME, NODE_VARIABLES
 from synapse_assets.services.process import HOST
 
 _logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
@@ -642,7 +643,7 @@ def build_app(workspace: Workspace, name: str, faults: Faults) -> Starlette:
 
 
 def _check(request: Request, name: str) -> None:
-    if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+    if request.headers.get("Authorization") != f"Bearer {EMULATOR_TOKEN}":
         raise RefusedError(
             HTTPStatus.UNAUTHORIZED, "InvalidAuthenticationToken", "There is no valid token."
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synapse_assets import settings
+from synapse_assets.compute.login import EMULATOR_TOKEN
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import Emulator
 from synapse_assets.services import CONTAINER
@@ -24,7 +25,7 @@ from synapse_assets.services.downloads import (
 from synapse_assets.services.hdfs import Hdfs
 from synapse_assets.services.livy import Livy, spark_conf_for
 from synapse_assets.services.process import choose_port
-from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT, TOKEN, SynapseEmulator
+from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT, SynapseEmulator
 
 # The ports that the clients of Azurite and HDFS take if none is given.
 AZURITE_PORT = 10_000
@@ -188,7 +189,7 @@ def _start_emulator(
     say(
         f"Synapse's Spark pools answer on {synapse.endpoint} "
         f"({time.monotonic() - started:.1f} s): {', '.join(pools)} on {master}, with the bearer "
-        f"token '{TOKEN}'. Their batches open Azurite on {credential.endpoint}."
+        f"token '{EMULATOR_TOKEN}'. Their batches open Azurite on {credential.endpoint}."
     )
     return livy, synapse
 

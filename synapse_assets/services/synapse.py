@@ -8,9 +8,6 @@ from pathlib import Path
 
 from synapse_assets.services.process import HOST, Server, Service, answers, choose_port
 
-# The bearer token of the emulator. Not a secret: it serves this machine only.
-TOKEN = "emulator"  # noqa: S105
-
 # Where `synapse-assets services` starts it, and the Spark pool that it has there. Synapse itself
 # has no port but 443.
 SYNAPSE_PORT = 10_100

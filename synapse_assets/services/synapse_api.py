@@ -37,8 +37,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from synapse_assets.compute.login import EMULATOR_TOKEN
 from synapse_assets.services.process import HOST
-from synapse_assets.services.synapse import TOKEN
 
 _logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
 
@@ -306,7 +306,7 @@ def build_app(batches: Batches, pools: Sequence[str]) -> Starlette:
 
 def _check(request: Request, pools: Sequence[str]) -> str:
     """Return the pool that a request names, if it may use it."""
-    if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+    if request.headers.get("Authorization") != f"Bearer {EMULATOR_TOKEN}":
         raise RefusedError(HTTPStatus.UNAUTHORIZED, "The request has no valid bearer token.")
     pool = str(request.path_params["pool"])
     if pool not in pools:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from synapse_assets.compute import attempt
+from synapse_assets.compute import attempt, calls
+from synapse_assets.compute.calls import CallError
 from synapse_assets.compute.spark import batches
-from synapse_assets.compute.spark.livy import CallError, LivyBatch, LivyClient, LogPage
+from synapse_assets.compute.spark.livy import LivyBatch, LivyClient, LogPage
 
 
 class Clock:
@@ -47,7 +48,7 @@ class Clock:
                     clock.sleep(seconds)
                 return self._is_set
 
-        for module in (attempt, batches):
+        for module in (attempt, batches, calls):
             patch.setattr(module, "time", self)
         patch.setattr(batches, "threading", SimpleNamespace(Event=Event))
         return self

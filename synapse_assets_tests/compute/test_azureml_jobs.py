@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from synapse_assets.compute.batch import BatchState, Submission
+from synapse_assets.compute.calls import CallError
 from synapse_assets.compute.cpu import CpuOptions, azureml, jobs, workspace
 from synapse_assets.compute.cpu.jobs import STATES, AzureMLJobs
 from synapse_assets.compute.cpu.packages import pinned_packages
@@ -22,7 +23,6 @@ from synapse_assets.compute.cpu.workspace import (
     JobView,
     Workspace,
 )
-from synapse_assets.compute.spark.livy import CallError
 from synapse_assets.compute.step import Step
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import (

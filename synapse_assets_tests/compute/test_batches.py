@@ -11,8 +11,9 @@ from azure.synapse.spark.models import LivyStates, SparkBatchJobResultType
 
 from synapse_assets.compute.attempt import Attempt
 from synapse_assets.compute.batch import BatchState, Submission
+from synapse_assets.compute.calls import CallError
 from synapse_assets.compute.spark.batches import LivyBatches
-from synapse_assets.compute.spark.livy import CallError, LivyBatch
+from synapse_assets.compute.spark.livy import LivyBatch
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import ServiceUnavailableError, StepFailedError, StepTimeoutError
 from synapse_assets_tests.compute.scripted_livy import Clock, ScriptedLivy

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 import pytest
 
-from synapse_assets.compute.spark.livy import CallError
+from synapse_assets.compute.calls import CallError
 from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.spark.pool import LivySparkPool, SparkPool, SynapseSparkPool
 from synapse_assets.compute.step import Step

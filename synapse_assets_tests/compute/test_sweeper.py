@@ -10,7 +10,8 @@ import pytest
 
 from synapse_assets.compute import sweeper
 from synapse_assets.compute.attempt import Record, write_record
-from synapse_assets.compute.spark.livy import CallError, LivyBatch, LivyClient, LogPage
+from synapse_assets.compute.calls import CallError
+from synapse_assets.compute.spark.livy import LivyBatch, LivyClient, LogPage
 from synapse_assets.compute.spark.pool import LivySparkPool
 from synapse_assets.compute.sweeper import Sweep, sweep
 from synapse_assets.datastore import Datastore

@@ -10,11 +10,11 @@ import pytest
 import requests
 
 from synapse_assets.compute.cpu import AzureMLCpu, LocalCpu
+from synapse_assets.compute.login import EMULATOR_TOKEN
 from synapse_assets.compute.spark import LocalSpark
 from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.spark.pool import LivySparkPool, SynapseSparkPool
-from synapse_assets.compute.spark.synapse import EMULATOR_TOKEN
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore import Datastore
 from synapse_assets.services import (

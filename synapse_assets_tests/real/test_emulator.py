@@ -21,10 +21,10 @@ from azure.core.pipeline.policies import BearerTokenCredentialPolicy
 from azure.synapse.spark import SparkClient
 from azure.synapse.spark.models import SparkBatchJob, SparkBatchJobOptions
 
+from synapse_assets.compute.login import EMULATOR_TOKEN
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import Emulator
 from synapse_assets.services import SYNAPSE_POOL, Azurite, Livy, SparkCluster, SynapseEmulator
-from synapse_assets.services.synapse import TOKEN
 
 pytestmark = [pytest.mark.services, pytest.mark.spark, pytest.mark.timeout(300)]
 
@@ -52,7 +52,7 @@ class Pool:
     """The pool of a workspace, by Microsoft's client, over plain http."""
 
     def __init__(
-        self, emulator: SynapseEmulator, *, name: str = SYNAPSE_POOL, token: str = TOKEN
+        self, emulator: SynapseEmulator, *, name: str = SYNAPSE_POOL, token: str = EMULATOR_TOKEN
     ) -> None:
         policy = BearerTokenCredentialPolicy(Token(token), "emulator/.default")
         self.client = SparkClient(

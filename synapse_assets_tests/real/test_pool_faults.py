@@ -24,7 +24,7 @@ from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 
 from synapse_assets.compute import attempt as attempts
-from synapse_assets.compute import chunk_reader
+from synapse_assets.compute import calls, chunk_reader
 from synapse_assets.compute.attempt import Attempt
 from synapse_assets.compute.batch import BatchService, Submission
 from synapse_assets.compute.spark import batches
@@ -289,7 +289,7 @@ def hurried() -> Iterator[None]:
     """Make what waits for seconds wait for tenths."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "_MIN_POLL_SECONDS", 0.05)
-        patch.setattr(batches, "_PAUSES", (0.05, 0.1, 0.2, 0.3))
+        patch.setattr(calls, "_PAUSES", (0.05, 0.1, 0.2, 0.3))
         patch.setattr(batches, "_LOOKS", (0.0, 0.1, 0.2, 0.3))
         patch.setattr(attempts, "_FIRST_POLL_SECONDS", 0.05)
         patch.setattr(chunk_reader, "_POLL_SECONDS", 0.05)

@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import ConfigDict, Field
 
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
+from synapse_assets.compute.calls import CallError, Patience, is_refusal
 from synapse_assets.compute.cpu.jobs import AzureMLJobs
 from synapse_assets.compute.cpu.options import CpuOptions
 from synapse_assets.compute.cpu.packages import pinned_packages, python_version
@@ -22,10 +23,8 @@ from synapse_assets.compute.cpu.workspace import (
     MLWorkspace,
     Workspace,
 )
+from synapse_assets.compute.login import login_to
 from synapse_assets.compute.runner import STORAGE
-from synapse_assets.compute.spark.batches import Patience, is_refusal
-from synapse_assets.compute.spark.livy import CallError
-from synapse_assets.compute.spark.synapse import EMULATOR_LOGIN
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore.clouds import get_cloud
 from synapse_assets.datastore.credentials import Credential, DefaultChain
@@ -127,15 +126,7 @@ class AzureMLCpu(ComputeTarget):
             ConfigurationError: The credential is no identity.
         """
         cloud = get_cloud(self.cloud)
-        credential = (
-            EMULATOR_LOGIN if cloud.name == "emulator" else self.credential.token_credential(cloud)
-        )
-        if credential is None:
-            raise ConfigurationError(
-                f"{self.place} wants an identity, and an account key or a SAS is none: give the "
-                "resource another credential."
-            )
-        login: Any = credential
+        login = login_to(self.place, credential=self.credential, cloud=cloud)
         return _workspace(
             self.subscription_id, self.resource_group, self.workspace, cloud.name, login
         )

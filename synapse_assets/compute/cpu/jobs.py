@@ -13,10 +13,9 @@ from typing import Any
 import dagster as dg
 
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
+from synapse_assets.compute.calls import CallError, Patience, is_refusal
 from synapse_assets.compute.chunk_reader import ChunkReader
 from synapse_assets.compute.cpu.workspace import CommandJob, JobDetails, JobView, Workspace
-from synapse_assets.compute.spark.batches import Patience, is_refusal
-from synapse_assets.compute.spark.livy import CallError
 from synapse_assets.datastore.storage import Storage
 from synapse_assets.errors import ServiceUnavailableError, StepFailedError
 

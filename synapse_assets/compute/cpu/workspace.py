@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synapse_assets.compute.calls import CallError, parse_retry_after
 from synapse_assets.compute.cpu import node
-from synapse_assets.compute.spark.livy import CallError, parse_retry_after
 from synapse_assets.datastore.clouds import get_cloud
 
 if TYPE_CHECKING:

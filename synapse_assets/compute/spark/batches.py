@@ -9,9 +9,10 @@ from typing import Any
 import dagster as dg
 
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
+from synapse_assets.compute.calls import CallError, Patience, is_refusal, pause_after
 from synapse_assets.compute.chunk_reader import ChunkReader
 from synapse_assets.compute.spark.explanations import driver_traceback, explain
-from synapse_assets.compute.spark.livy import CallError, LivyBatch, LivyClient
+from synapse_assets.compute.spark.livy import LivyBatch, LivyClient
 from synapse_assets.datastore.storage import Storage
 from synapse_assets.errors import ServiceUnavailableError, StepFailedError
 
@@ -39,7 +40,6 @@ _VERDICTS = ("Succeeded", "Failed", "Cancelled")
 # the last word, for the end of the batch.
 _MIN_POLL_SECONDS = 1.0
 _LAST_POLL_SECONDS = 0.5
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 # When a lost request is looked for, in seconds after the look before: a list may lag behind.
 _LOOKS = (0.0, 1.0, 2.0, 4.0)
 # A token that has just expired, a role that has just been given: a service may refuse what it
@@ -53,9 +53,7 @@ _LOG_LINES = 100
 _MAX_LOG_PAGES = 100
 _LOG_SECONDS = 10.0
 
-_UNAUTHORIZED, _GONE = 401, 404
-_TIMEOUT, _CONFLICT, _THROTTLED = 408, 409, 429
-_TRANSIENT = (_TIMEOUT, _CONFLICT, _THROTTLED)
+_UNAUTHORIZED, _GONE, _THROTTLED = 401, 404, 429
 # The cause in `explanations` of a duplicate.
 _NAME_TAKEN = "name_taken"
 
@@ -182,7 +180,7 @@ class LivyBatches(BatchService):
             batch = self._client.get_batch(batch_id)
         except CallError as e:
             if e.status == _GONE:
-                self._pause = _PAUSES[min(self._not_found, len(_PAUSES) - 1)]
+                self._pause = pause_after(self._not_found)
                 self._not_found += 1
                 if self._not_found >= _NOT_FOUND:
                     return BatchState.VANISHED
@@ -346,7 +344,7 @@ class LivyBatches(BatchService):
             ) from error
         if self._failures == 0:
             logger.warning("%s; it is asked again.", error)
-        self._pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
+        self._pause = pause_after(self._failures)
         self._failures += 1
 
     def _search(self, submission: Submission) -> str | None:
@@ -390,34 +388,9 @@ class LivyBatches(BatchService):
                     ) from e
 
 
-class Patience:
-    """Waits longer and longer between tries, for so long in all."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self._deadline = time.monotonic() + limit
-        self._tries = 0
-
-    def wait(self, error: CallError | None) -> bool:
-        """Wait before the next try; return False at once if the time is up."""
-        asked = 0.0 if error is None else error.retry_after or 0.0
-        pause = max(_PAUSES[min(self._tries, len(_PAUSES) - 1)], asked)
-        self._tries += 1
-        if time.monotonic() + pause > self._deadline:
-            return False
-        time.sleep(pause)
-        return True
-
-
 def is_over(batch: LivyBatch) -> bool:
     """Tell whether a batch is at its end; one in a state that is unknown here is not."""
     return batch.result in _VERDICTS or _STATES.get(batch.state, BatchState.RUNNING).is_final
-
-
-def is_refusal(error: CallError) -> bool:
-    """Tell whether the service has understood the request, and will not do it."""
-    status = error.status
-    return status is not None and 300 <= status < 500 and status not in _TRANSIENT
 
 
 def _explained(text: str) -> str:

@@ -4,11 +4,12 @@ Sources: the REST API of Apache Livy 0.7 and 0.8 (https://livy.apache.org/docs/l
 """
 
 import datetime as dt
-import email.utils
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from synapse_assets.compute.calls import CallError, parse_retry_after
 
 if TYPE_CHECKING:
     import requests
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 _READ_SECONDS = 60.0
 _PAGE = 100
-_MAX_RETRY_AFTER_SECONDS = 600.0
 # From here on it is an error, and so is an answer that sends a request elsewhere.
 _REDIRECTED = 300
 
@@ -61,30 +61,6 @@ class LogPage:
 
     lines: Sequence[str]
     start: int | None = None
-
-
-class CallError(Exception):
-    """A call to the service that did not succeed.
-
-    Attributes:
-        status: The status of HTTP; None if there was no answer, or none that can be read.
-        retry_after: How long the service asks to be left alone, in seconds.
-        was_sent: Whether the service may have seen the request.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        retry_after: float | None = None,
-        was_sent: bool = True,
-    ) -> None:
-        """Create the error from what the service or the network says."""
-        super().__init__(message)
-        self.status = status
-        self.retry_after = retry_after
-        self.was_sent = was_sent
 
 
 class LivyClient(ABC):
@@ -219,21 +195,6 @@ class HttpLivyClient(LivyClient):
             status=response.status_code,
             retry_after=parse_retry_after(response.headers.get("Retry-After")),
         )
-
-
-def parse_retry_after(value: str | None) -> float | None:
-    """Return a Retry-After header (RFC 9110, 10.2.3) in seconds, None if there is none to use."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            at = email.utils.parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = (at - dt.datetime.now(tz=at.tzinfo)).total_seconds()
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
 
 
 def _is_unconnected(error: "requests.RequestException") -> bool:

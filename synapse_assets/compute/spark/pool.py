@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from synapse_assets.compute.batch import BatchService, BatchState, Submission
 from synapse_assets.compute.bundle import LAUNCHER, upload_once
+from synapse_assets.compute.login import login_to
 from synapse_assets.compute.spark.batches import LivyBatches
 from synapse_assets.compute.spark.livy import HttpLivyClient, LivyBatch, LivyClient
 from synapse_assets.compute.spark.options import SparkOptions
@@ -22,7 +23,7 @@ from synapse_assets.compute.spark.sizing import (
     count_vcores,
     vcore_seconds,
 )
-from synapse_assets.compute.spark.synapse import EMULATOR_LOGIN, SynapseClient
+from synapse_assets.compute.spark.synapse import SynapseClient
 from synapse_assets.compute.spark.vcores import holding_vcores
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore.clouds import get_cloud
@@ -290,15 +291,7 @@ class SynapseSparkPool(SparkPool):
             ConfigurationError: The credential is no identity.
         """
         cloud = get_cloud(self.cloud)
-        credential = (
-            EMULATOR_LOGIN if cloud.name == "emulator" else self.credential.token_credential(cloud)
-        )
-        if credential is None:
-            raise ConfigurationError(
-                f"{self.place} wants an identity, and an account key or a SAS is none: give the "
-                "resource another credential."
-            )
-        login: Any = credential
+        login = login_to(self.place, credential=self.credential, cloud=cloud)
         return _synapse_client(self.endpoint, self.pool, login, cloud.synapse_scope)
 
     def check(self, options: SparkOptions) -> None:

@@ -7,26 +7,16 @@ Sources: azure-synapse-spark 0.7.0, Livy API version 2019-11-01-preview
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.compute.spark.livy import (
-    CallError,
-    LivyBatch,
-    LivyClient,
-    LogPage,
-    parse_retry_after,
-)
+from synapse_assets.compute.calls import CallError, parse_retry_after
+from synapse_assets.compute.spark.livy import LivyBatch, LivyClient, LogPage
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, TokenCredential
     from azure.core.exceptions import HttpResponseError
     from azure.synapse.spark import SparkClient
-
-# The bearer token of the emulator. Not a secret: it serves this machine only.
-EMULATOR_TOKEN = "emulator"  # noqa: S105
-_YEAR = 365 * 24 * 60 * 60
 
 _TIMEOUTS = {"connection_timeout": 10, "read_timeout": 60}
 _TIMES = {
@@ -39,18 +29,6 @@ _TIMES = {
     "recovering_at": "recoveringAt",
 }
 _UNAUTHORIZED = 401
-
-
-class _EmulatorLogin:
-    """A credential with the emulator's token, as azure-core wants one."""
-
-    def get_token(self, *scopes: str, **options: Any) -> "AccessToken":
-        from azure.core.credentials import AccessToken
-
-        return AccessToken(EMULATOR_TOKEN, int(time.time()) + _YEAR)
-
-
-EMULATOR_LOGIN = _EmulatorLogin()
 
 
 class _Login:

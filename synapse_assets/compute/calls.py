@@ -1,0 +1,79 @@
+"""Calls to a service that runs batches: what goes wrong with them, and how long to go on asking."""
+
+import datetime as dt
+import email.utils
+import time
+
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_MAX_RETRY_AFTER_SECONDS = 600.0
+_TIMEOUT, _CONFLICT, _THROTTLED = 408, 409, 429
+_TRANSIENT = (_TIMEOUT, _CONFLICT, _THROTTLED)
+
+
+class CallError(Exception):
+    """A call to the service that did not succeed.
+
+    Attributes:
+        status: The status of HTTP; None if there was no answer, or none that can be read.
+        retry_after: How long the service asks to be left alone, in seconds.
+        was_sent: Whether the service may have seen the request.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        was_sent: bool = True,
+    ) -> None:
+        """Create the error from what the service or the network says."""
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        self.was_sent = was_sent
+
+
+class Patience:
+    """Waits longer and longer between tries, for so long in all."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._deadline = time.monotonic() + limit
+        self._tries = 0
+
+    def wait(self, error: CallError | None) -> bool:
+        """Wait before the next try; return False at once if the time is up."""
+        asked = 0.0 if error is None else error.retry_after or 0.0
+        pause = max(pause_after(self._tries), asked)
+        self._tries += 1
+        if time.monotonic() + pause > self._deadline:
+            return False
+        time.sleep(pause)
+        return True
+
+
+def pause_after(failures: int) -> float:
+    """Return how long to wait after so many failures before this one, in seconds."""
+    return _PAUSES[min(failures, len(_PAUSES) - 1)]
+
+
+def is_refusal(error: CallError) -> bool:
+    """Tell whether the service has understood the request, and will not do it."""
+    status = error.status
+    return status is not None and 300 <= status < 500 and status not in _TRANSIENT
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Return a Retry-After header (RFC 9110, 10.2.3) in seconds, None if there is none to use."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            at = email.utils.parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (at - dt.datetime.now(tz=at.tzinfo)).total_seconds()
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
