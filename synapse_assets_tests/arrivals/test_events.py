@@ -349,6 +349,9 @@ def test_a_message_whose_tick_crashes_time_and_again_is_parked(bench: Bench) -> 
     tick = daemon.tick()
     assert "received 6 times" in tick.parked[0]
     assert tick.wants_full_pass
+    # It goes when the cursor that holds the wish has come back.
+    assert bench.count() == 1
+    daemon.tick()
     assert bench.count() == 0
 
 
