@@ -20,8 +20,8 @@ import pytest
 from synapse_assets.cli import main
 from synapse_assets.compute.java import require_java
 from synapse_assets.compute.spark import LocalSpark
-from synapse_assets.datastore import Datastore
-from synapse_assets.datastore.credentials import DefaultChain, Emulator, Options, keys
+from synapse_assets.datastore import Datastore, credentials
+from synapse_assets.datastore.credentials import DefaultChain, Emulator, Options
 from synapse_assets.doctor import CHECKS, Check, Finding, Subject, examine, identity, run_checks
 from synapse_assets.doctor.check import ok
 from synapse_assets.doctor.spark import check_spark
@@ -472,7 +472,7 @@ class TestAzurite:
         assert findings["rights"].status == "skipped"
 
     def test_key_of_another_account(self, container: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(keys, "_EMULATOR_KEY", KEY)
+        monkeypatch.setattr(credentials, "_EMULATOR_KEY", KEY)
         findings = look()
         assert findings["container"].status == "failed"
         assert "failed to authenticate" in findings["container"].found
@@ -487,7 +487,7 @@ class TestAzurite:
         token = generate_container_sas(
             ACCOUNT,
             container,
-            account_key=keys._EMULATOR_KEY,
+            account_key=credentials._EMULATOR_KEY,
             permission=ContainerSasPermissions(read=True, list=True),
             expiry=dt.datetime.now(dt.timezone.utc) + dt.timedelta(hours=1),
         )
@@ -495,7 +495,9 @@ class TestAzurite:
         public = {"account_name": ACCOUNT, "anon": False}
         # The emulator's own credential has the account's key only.
         monkeypatch.setattr(
-            Emulator, "_adlfs", lambda *_: Options(public, {"connection_string": login})
+            Emulator,
+            "adlfs_options",
+            lambda *_: Options(public, lambda: {"connection_string": login}),
         )
         endpoint = {"endpoint": azurite.endpoint, "allow_http": "true"}
         monkeypatch.setattr(Emulator, "_delta_login", lambda *_: {**endpoint, "sas_token": token})

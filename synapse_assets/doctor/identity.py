@@ -9,8 +9,7 @@ import os
 from urllib.parse import parse_qs
 
 from synapse_assets.datastore.credentials import Emulator, SasToken
-from synapse_assets.datastore.credentials.base import kind_of
-from synapse_assets.datastore.credentials.tokens import bearer_token
+from synapse_assets.datastore.tokens import bearer_token
 from synapse_assets.doctor.check import Finding, Subject, failed, ok, warning
 
 _SILENT = "a token was given; it does not say to whom"
@@ -22,7 +21,7 @@ def check_login(subject: Subject) -> Finding:
     """Look whether the credential is complete, and no library would take another one."""
     datastore = subject.datastore
     datastore.credential.adlfs_options(datastore.location)
-    kind = kind_of(datastore.credential)
+    kind = datastore.credential.kind
     return ok(f"credential of kind '{kind}', and no other login in the environment")
 
 
@@ -38,7 +37,7 @@ def check_identity(subject: Subject) -> Finding:
     cloud = datastore.location.cloud
     token_credential = credential.token_credential(cloud)
     if token_credential is not None:
-        return _token(bearer_token(token_credential, cloud.storage_scope))
+        return _token(bearer_token(token_credential, cloud))
     if isinstance(credential, SasToken):
         return _sas(credential.token)
     if isinstance(credential, Emulator):

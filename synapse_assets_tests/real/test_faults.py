@@ -34,8 +34,7 @@ from synapse_assets.datasets.slot import Slot
 from synapse_assets.datasets.table import commit, resolve
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.blob import BlobStorage
-from synapse_assets.datastore.credentials import DefaultChain, Emulator
-from synapse_assets.datastore.credentials.entra import _created_once
+from synapse_assets.datastore.credentials import DefaultChain, Emulator, _created_once
 from synapse_assets.datastore.storage import LocalStorage, Storage, sha256_of
 from synapse_assets.errors import DatasetNotFoundError, StorageError
 from synapse_assets.services import Azurite, Hdfs

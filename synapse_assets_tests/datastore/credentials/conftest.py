@@ -4,13 +4,8 @@ import os
 
 import pytest
 
-from synapse_assets.datastore.credentials import (
-    AzureCli,
-    ClientCertificate,
-    DefaultChain,
-    ManagedIdentity,
-    tokens,
-)
+from synapse_assets.datastore import tokens
+from synapse_assets.datastore.credentials import StorageCredential
 from synapse_assets_tests.datastore.credentials.samples import FakeIdentity
 
 
@@ -29,6 +24,5 @@ def no_kept_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def identity(monkeypatch: pytest.MonkeyPatch) -> FakeIdentity:
     fake = FakeIdentity()
-    for kind in (ClientCertificate, DefaultChain, ManagedIdentity, AzureCli):
-        monkeypatch.setattr(kind, "_token_credential", lambda self, cloud: fake)
+    monkeypatch.setattr(StorageCredential, "token_credential", lambda self, cloud: fake)
     return fake

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
+from synapse_assets.datastore import tokens
 from synapse_assets.datastore.clouds import get_cloud
 from synapse_assets.datastore.credentials import (
     AccountKey,
@@ -30,7 +31,6 @@ from synapse_assets.datastore.credentials import (
     SasToken,
     StorageCredential,
     WorkloadIdentity,
-    tokens,
 )
 from synapse_assets.errors import ConfigurationError
 from synapse_assets_tests.datastore.credentials.samples import (
@@ -209,7 +209,7 @@ class TestDelta:
         failing = mock.Mock(spec=FakeIdentity)
         failing.get_token.side_effect = ClientAuthenticationError("AADSTS7000215:\nno such secret")
         with pytest.raises(ConfigurationError, match="AADSTS7000215: no such secret Check the"):
-            tokens.bearer_token(failing, "scope")
+            tokens.bearer_token(failing, get_cloud("public"))
 
     @pytest.mark.parametrize("cloud", ["us-government", "china"])
     def test_other_clouds_have_their_endpoints(self, cloud: str) -> None:

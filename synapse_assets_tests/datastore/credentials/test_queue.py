@@ -4,7 +4,6 @@ import pytest
 
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import AccountKey, Emulator, ManagedIdentity, SasToken
-from synapse_assets.datastore.credentials.entra import EntraCredential
 from synapse_assets.errors import ConfigurationError
 from synapse_assets_tests.datastore.credentials.samples import KEY, SAS, place
 
@@ -35,7 +34,7 @@ def test_a_sas_without_queues_is_refused() -> None:
 
 
 def test_an_identity_gets_tokens_as_for_blobs() -> None:
-    credential: EntraCredential = ManagedIdentity()
+    credential = ManagedIdentity()
     place_ = place()
     assert credential.queue_login(place_)[1] is credential.token_credential(place_.cloud)
 

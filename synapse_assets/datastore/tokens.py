@@ -5,6 +5,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+from synapse_assets.datastore.clouds import Cloud
 from synapse_assets.datastore.location import Location
 from synapse_assets.errors import ConfigurationError
 
@@ -18,12 +19,12 @@ _SIGNATURE_HOURS = 24
 # So that a clock that is a little behind takes the signature too.
 _CLOCK_SKEW_MINUTES = 15
 
-_tokens: dict[tuple[int, str], "tuple[TokenCredential, AccessToken]"] = {}
+_tokens: dict[int, "tuple[TokenCredential, AccessToken]"] = {}
 _lock = threading.Lock()
 
 
-def bearer_token(credential: "TokenCredential", scope: str) -> str:
-    """Return a token that is valid for ten minutes or more, if the service gives such ones.
+def bearer_token(credential: "TokenCredential", cloud: Cloud) -> str:
+    """Return a token for storage, valid for ten minutes or more if the service gives such ones.
 
     It is kept until then: azure-identity keeps no tokens of the Azure CLI, which takes a second
     for each.
@@ -31,33 +32,21 @@ def bearer_token(credential: "TokenCredential", scope: str) -> str:
     Raises:
         ConfigurationError: Logging in failed.
     """
-    key = (id(credential), scope)
-    with _lock:
-        kept = _tokens.get(key)
-        if kept is not None and kept[1].expires_on - time.time() > _RENEW_BEFORE_SECONDS:
-            return str(kept[1].token)
-        token = _get_token(credential, scope)
-        # The credential is kept beside, so that no other gets its id.
-        _tokens[key] = (credential, token)
-        return str(token.token)
-
-
-def _get_token(credential: "TokenCredential", scope: str) -> "AccessToken":
     from azure.core.exceptions import AzureError
 
-    try:
-        return credential.get_token(scope)
-    except AzureError as error:
-        raise login_failed(error) from error
-
-
-def login_failed(error: Exception) -> ConfigurationError:
-    """Return the error that says why no token was given."""
-    reason = " ".join(str(error).split())[:500]
-    return ConfigurationError(
-        f"Logging in to Azure failed: {reason} Check the datastore's credential, and that this "
-        "machine reaches Azure."
-    )
+    with _lock:
+        # The credential is kept beside, so that no other gets its id.
+        _, token = _tokens.get(id(credential), (credential, None))
+        if token is None or token.expires_on - time.time() <= _RENEW_BEFORE_SECONDS:
+            try:
+                token = credential.get_token(cloud.storage_scope)
+            except AzureError as error:
+                raise ConfigurationError(
+                    f"Logging in to Azure failed: {_reason(error)} Check the datastore's "
+                    "credential, and that this machine reaches Azure."
+                ) from error
+            _tokens[id(credential)] = (credential, token)
+        return str(token.token)
 
 
 def user_delegation_sas(credential: "TokenCredential", location: Location) -> str:
@@ -83,10 +72,9 @@ def user_delegation_sas(credential: "TokenCredential", location: Location) -> st
         with BlobServiceClient(location.account_url(), credential=credential) as client:
             key = client.get_user_delegation_key(start, expiry)
     except AzureError as error:
-        reason = " ".join(str(error).split())[:500]
         raise ConfigurationError(
-            f"{location.account_url()} gave no key to sign Spark's access with: {reason} Give the "
-            "identity the role 'Storage Blob Data Contributor' on the account."
+            f"{location.account_url()} gave no key to sign Spark's access with: {_reason(error)} "
+            "Give the identity the role 'Storage Blob Data Contributor' on the account."
         ) from error
     return generate_container_sas(
         account_name=location.account,
@@ -107,3 +95,7 @@ def user_delegation_sas(credential: "TokenCredential", location: Location) -> st
         expiry=expiry,
         protocol="https",
     )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
