@@ -500,7 +500,8 @@ class TestAzurite:
             lambda *_: Options(public, lambda: {"connection_string": login}),
         )
         endpoint = {"endpoint": azurite.endpoint, "allow_http": "true"}
-        monkeypatch.setattr(Emulator, "_delta_login", lambda *_: {**endpoint, "sas_token": token})
+        options = {"account_name": ACCOUNT, **endpoint, "sas_token": token}
+        monkeypatch.setattr(Emulator, "delta_options", lambda *_: options)
         findings = look()
         assert findings["container"].status == findings["delta"].status == "ok"
         assert findings["rights"].status == "failed"

@@ -6,7 +6,7 @@ import hashlib
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow.fs
     from azure.core.credentials import TokenCredential
     from azure.core.credentials_async import AsyncTokenCredential
-    from azure.storage.blob import BlobClient, BlobServiceClient, ContainerClient
+    from azure.storage.blob import BlobClient, ContainerClient
     from fsspec import AbstractFileSystem
 
 # Of each kind of trouble. Between the tries it waits 1, 2, 4, 8 and 8 seconds, or longer if the
@@ -36,8 +36,16 @@ _BLOCK_BYTES = 8 << 20
 _RANGE_BYTES = 4 << 20
 # The SDK takes an answer out of its connection in pieces of this size, by default of 4 KiB.
 _PIECE_BYTES = 256 << 10
-_TOO_MANY_REQUESTS = 429
+_TOO_MANY_REQUESTS, _UNAVAILABLE = 429, 503
 _FOLDER_KEYS = ("hdi_isfolder", "Hdi_isfolder")
+_BUSY = "The service is overloaded or down: run it again later."
+_LOGIN = "Look whether the datastore's credential is the right one and still valid."
+# What to do about an error of a storage account, by the service's code or the status.
+_REMEDIES = {
+    "AuthenticationFailed": _LOGIN,
+    "401": _LOGIN,
+    **dict.fromkeys(("429", "500", "503"), _BUSY),
+}
 
 
 class BlobStorage(Storage):
@@ -68,7 +76,6 @@ class BlobStorage(Storage):
         self._large = threading.Lock()
 
     def read_bytes(self, uri: str) -> bytes | None:
-        """Return the content of a blob, None if there is none."""
         with self._explained("read", uri):
             blob = self.container_client.get_blob_client(self._name(uri))
             with _NoBlob():
@@ -76,39 +83,16 @@ class BlobStorage(Storage):
         return None
 
     def write_atomically(self, uri: str, content: bytes) -> None:
-        """Put one blob: a put is atomic."""
         with self._explained("write", uri):
             self.container_client.upload_blob(self._name(uri), content, overwrite=True)
 
-    def write_once(self, uri: str, content: bytes) -> None:
-        """Put a blob with If-None-Match, so that only one of several writers puts it."""
-        from azure.core.exceptions import ResourceExistsError
-
-        if self.stat(uri) is not None:
-            return
-        with self._explained("write", uri), contextlib.suppress(ResourceExistsError):
-            self.container_client.upload_blob(self._name(uri), content, overwrite=False)
-
     def remove(self, uri: str) -> None:
-        """Remove the blob at `uri`, if there is one."""
         with self._explained("remove", uri), _NoBlob():
             self.container_client.delete_blob(self._name(uri))
-
-    def list_files(self, uri: str) -> list[StoredFile]:
-        """Return all blobs below a folder, sorted by path."""
-        prefix = f"{self._name(uri)}/".lstrip("/")
-        with self._explained("list", uri):
-            found = [
-                _stored(blob, path=str(blob.name).removeprefix(prefix))
-                for blob in self.container_client.list_blobs(prefix, include=["metadata"])
-                if not _is_folder(blob.metadata)
-            ]
-        return sorted(found, key=lambda file: file.path)
 
     def list_pages(
         self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
     ) -> Iterator[Page]:
-        """Yield the blobs below a folder in the pages that the service makes."""
         folder = f"{self._name(uri)}/".lstrip("/")
         with self._explained("list", uri):
             pages: Any = self.container_client.list_blobs(
@@ -127,7 +111,6 @@ class BlobStorage(Storage):
             yield Page(files, pages.continuation_token or None)
 
     def stat(self, uri: str) -> StoredFile | None:
-        """Return what the store knows of one blob, None if there is none."""
         with self._explained("look at", uri), _NoBlob():
             found = self.container_client.get_blob_client(self._name(uri)).get_blob_properties()
             if not _is_folder(found.metadata):
@@ -135,7 +118,6 @@ class BlobStorage(Storage):
         return None
 
     def upload(self, path: Path, uri: str) -> StoredFile:
-        """Copy a local file to a blob, in blocks."""
         size = path.stat().st_size
         turn = self._large if size > _BLOCK_BYTES else contextlib.nullcontext()
         with self._explained("write", uri), turn, path.open("rb") as stream:
@@ -151,7 +133,6 @@ class BlobStorage(Storage):
         )
 
     def download(self, uri: str, path: Path) -> str:
-        """Copy a blob to a local path, in blocks, and return its sha256."""
         digest = hashlib.sha256()
         blob = self.container_client.get_blob_client(self._name(uri))
         with (
@@ -238,11 +219,9 @@ class BlobStorage(Storage):
             return None
 
     def arrow_path(self, uri: str) -> str:
-        """Return a URI as 'container/blob'."""
         return f"{self._container}/{self._name(uri)}"
 
     def filesystem(self) -> "AbstractFileSystem":
-        """Return adlfs' file system; the URIs of this package are paths on it."""
         options = dict(self._options)
         if self._make_async_credential is not None:
             options["credential"] = self._make_async_credential()
@@ -251,13 +230,10 @@ class BlobStorage(Storage):
     @functools.cached_property
     def container_client(self) -> "ContainerClient":
         """The SDK's client of the container."""
-        return self._service().get_container_client(self._container)
-
-    def _service(self) -> "BlobServiceClient":
-        from azure.storage.blob import BlobServiceClient
+        from azure.storage.blob import BlobServiceClient, ExponentialRetry
 
         settings: dict[str, Any] = {
-            "retry_policy": _retry_classes()[0](),
+            **_retries(ExponentialRetry),
             "connection_timeout": _CONNECTION_SECONDS,
             "read_timeout": _READ_SECONDS,
             "connection_data_block_size": _PIECE_BYTES,
@@ -268,57 +244,67 @@ class BlobStorage(Storage):
         }
         options = self._options
         if "connection_string" in options:
-            return BlobServiceClient.from_connection_string(
+            service = BlobServiceClient.from_connection_string(
                 options["connection_string"], **settings
             )
+            return service.get_container_client(self._container)
         login = options.get("account_key") or options.get("sas_token") or self._credential
         if login is None:
             from azure.identity import DefaultAzureCredential
 
             login = DefaultAzureCredential()
-        return BlobServiceClient(f"https://{options['account_host']}", login, **settings)
+        service = BlobServiceClient(f"https://{options['account_host']}", login, **settings)
+        return service.get_container_client(self._container)
 
     def _name(self, uri: str) -> str:
         """Return the name of the blob in the container: a URI is not encoded."""
         return uri.partition("://")[2].partition("/")[2]
 
-    @contextlib.contextmanager
-    def _explained(self, operation: str, uri: str) -> Iterator[None]:
-        """Raise what goes wrong as a StorageError that says what, where, and what to do."""
-        from azure.core.exceptions import AzureError
+    def _explained(self, operation: str, uri: str) -> contextlib.AbstractContextManager[None]:
+        return explained(
+            operation,
+            uri,
+            {
+                "ContainerNotFound": f"Create the container '{self._container}', or choose another "
+                "root.",
+                "BlobNotFound": "Its version was vacuumed, or somebody removed the file: "
+                "materialize the asset again, or use another version.",
+                "unreachable": "Look whether the account exists and this machine reaches it, and "
+                "run it again.",
+                "403": "Give the identity in use the role 'Storage Blob Data Contributor' on the "
+                "container, or look at the account's firewall.",
+                "other": "Run 'synapse-assets doctor' to see what is wrong with the datastore.",
+            },
+        )
 
-        try:
-            yield
-        except AzureError as e:
-            problem = str(e).strip().partition("\n")[0].rstrip(".")
-            raise StorageError(f"Could not {operation} {uri}: {problem}. {self._remedy(e)}") from e
 
-    def _remedy(self, error: Exception) -> str:
-        from azure.core.exceptions import ServiceRequestError, ServiceResponseError
+@contextlib.contextmanager
+def explained(operation: str, what: str, remedies: Mapping[str, str]) -> Iterator[None]:
+    """Raise what the SDK raises as a StorageError that says what, where, and what to do.
 
-        # The SDK has an enumeration for the codes that it knows, and text for the others.
-        found = getattr(error, "error_code", None)
-        code = str(getattr(found, "value", found) or "")
-        status = getattr(error, "status_code", None)
-        if code == "ContainerNotFound":
-            return f"Create the container '{self._container}', or choose another root."
-        if code == "BlobNotFound":
-            return (
-                "Its version was vacuumed, or somebody removed the file: materialize the asset "
-                "again, or use another version."
-            )
-        if isinstance(error, ServiceRequestError | ServiceResponseError):
-            return "Look whether the account exists and this machine reaches it, and run it again."
-        if code.startswith("AuthenticationFailed") or status == 401:
-            return "Look whether the datastore's credential is the right one and still valid."
-        if status == 403:
-            return (
-                "Give the identity in use the role 'Storage Blob Data Contributor' on the "
-                "container, or look at the account's firewall."
-            )
-        if status in (429, 500, 503):
-            return "The service is overloaded or down: run it again later."
-        return "Run 'synapse-assets doctor' to see what is wrong with the datastore."
+    Args:
+        operation: What is done.
+        what: With what.
+        remedies: What to do, by the service's code or the status; 'unreachable' is for no answer,
+            and 'other' for everything else.
+    """
+    from azure.core.exceptions import AzureError, ServiceRequestError, ServiceResponseError
+
+    try:
+        yield
+    except AzureError as e:
+        no_answer = isinstance(e, ServiceRequestError | ServiceResponseError)
+        status = "unreachable" if no_answer else str(getattr(e, "status_code", ""))
+        known = {**_REMEDIES, **remedies}
+        remedy = known.get(error_code(e)) or known.get(status) or known["other"]
+        problem = str(e).strip().partition("\n")[0].rstrip(".")
+        raise StorageError(f"Could not {operation} {what}: {problem}. {remedy}") from e
+
+
+def error_code(error: Exception) -> str:
+    """Return the service's code of an error; the SDK has an enumeration for those it knows."""
+    found = getattr(error, "error_code", None)
+    return str(getattr(found, "value", found) or "")
 
 
 class _NoBlob(contextlib.AbstractContextManager[None, bool]):
@@ -345,86 +331,45 @@ def _is_folder(metadata: Mapping[str, str] | None) -> bool:
     return any((metadata or {}).get(key) == "true" for key in _FOLDER_KEYS)
 
 
-@functools.cache
-def _retry_classes() -> tuple[type[Any], type[Any]]:
-    """Return the retry policy for the SDK's client, and the one for its asynchronous client.
+def _retries(base: Any) -> dict[str, Any]:
+    """Return the options of a client of the SDK that is as patient as its service asks for.
 
-    The SDK's own starts with a pause of 15 seconds, tries each kind of trouble three times at most,
-    takes 429 for an answer, and does not look at Retry-After.
+    The SDK's own policy starts with a pause of 15 seconds, tries each kind of trouble three times
+    at most, takes 429 for an answer, and does not look at Retry-After.
+
+    Args:
+        base: That policy: the client's, or the asynchronous client's.
     """
-    from azure.storage import blob
-    from azure.storage.blob import aio
-
-    # Their classes are not typed all through.
-    base: Any = blob.ExponentialRetry
-    async_base: Any = aio.ExponentialRetry
-    retries = {f"retry_{trouble}": _RETRIES for trouble in ("total", "connect", "read", "status")}
 
     class Retry(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__(**retries)
-
         def get_backoff_time(self, settings: dict[str, Any]) -> float:
-            return _wait(settings["count"], [past.http_response for past in settings["history"]])
+            seconds = min(2.0 ** (settings["count"] - 1), _MAX_BACKOFF_SECONDS)
+            seconds *= random.uniform(0.75, 1.25)  # noqa: S311 -- jitter, not a secret
+            answer = settings["history"][-1].http_response if settings["history"] else None
+            asked = "" if answer is None else answer.headers.get("Retry-After", "")
+            least = min(int(asked), _MAX_RETRY_AFTER_SECONDS) if asked.isdigit() else 0
+            return float(max(seconds, least))
 
-        def send(self, request: Any) -> Any:
-            rewind = _rewinding(request.http_request.body)
-            for count in range(1, _RETRIES + 1):
-                response = super().send(request)
-                if response.http_response.status_code != _TOO_MANY_REQUESTS:
-                    return response
-                request.context.transport.sleep(_wait(count, [response.http_response]))
-                rewind()
-            return super().send(request)
+    def as_unavailable(response: Any) -> None:
+        if response.http_response.status_code == _TOO_MANY_REQUESTS:
+            response.http_response.status_code = _UNAVAILABLE
 
-    class AsyncRetry(async_base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__(**retries)
-
-        def get_backoff_time(self, settings: dict[str, Any]) -> float:
-            return _wait(settings["count"], [past.http_response for past in settings["history"]])
-
-        async def send(self, request: Any) -> Any:
-            rewind = _rewinding(request.http_request.body)
-            for count in range(1, _RETRIES + 1):
-                response = await super().send(request)
-                if response.http_response.status_code != _TOO_MANY_REQUESTS:
-                    return response
-                await request.context.transport.sleep(_wait(count, [response.http_response]))
-                rewind()
-            return await super().send(request)
-
-    return Retry, AsyncRetry
-
-
-def _wait(count: int, answers: Sequence[Any]) -> float:
-    """Return how long to wait after the `count`th try: at least as long as the service says."""
-    seconds = min(2.0 ** (count - 1), _MAX_BACKOFF_SECONDS)
-    seconds *= random.uniform(0.75, 1.25)  # noqa: S311 -- jitter, not a secret
-    asked = None if not answers or answers[-1] is None else answers[-1].headers.get("Retry-After")
-    if asked is None or not asked.isdigit():
-        return seconds
-    return max(seconds, min(int(asked), _MAX_RETRY_AFTER_SECONDS))
-
-
-def _rewinding(body: Any) -> Callable[[], object]:
-    """Return what brings the body of a request back to where it is now."""
-    if not (hasattr(body, "seek") and hasattr(body, "tell")):
-        return lambda: None
-    return functools.partial(body.seek, body.tell())
+    troubles = ("total", "connect", "read", "status")
+    policy = Retry(**{f"retry_{trouble}": _RETRIES for trouble in troubles})
+    return {"retry_policy": policy, "raw_response_hook": as_unavailable}
 
 
 @functools.cache
 def _adlfs_class() -> "type[AbstractFileSystem]":
     from adlfs import AzureBlobFileSystem
-    from azure.storage.blob.aio import BlobServiceClient
+    from azure.storage.blob.aio import BlobServiceClient, ExponentialRetry
 
     class FileSystem(AzureBlobFileSystem):  # type: ignore[misc]
         """adlfs that takes a path as it stands: it would read '#' and '?' as parts of a URL."""
 
         def do_connect(self) -> None:
             """Make the client with our retries."""
-            settings = {"retry_policy": _retry_classes()[1]()}
+            settings = _retries(ExponentialRetry)
             if self.connection_string is not None:
                 self.service_client = BlobServiceClient.from_connection_string(
                     self.connection_string, **settings

@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from synapse_assets.datastore.storage import (
+    PAGE_FILES,
     LocalStorage,
+    Page,
     Storage,
     StoredFile,
+    paged,
     replacing,
     sha256_of,
+    walk_folders,
 )
 from synapse_assets.errors import StorageError
 
@@ -132,7 +136,6 @@ class HadoopStorage(Storage):
         self._jvm = context._jvm
 
     def read_bytes(self, uri: str) -> bytes | None:
-        """Return the content of a file, None if there is none."""
         with contextlib.suppress(FileNotFoundError), _explained("read", uri):
             path = self._path(uri)
             stream = self._filesystem(path).open(path)
@@ -143,22 +146,8 @@ class HadoopStorage(Storage):
         return None
 
     def write_atomically(self, uri: str, content: bytes) -> None:
-        """Write a temporary file beside it, and rename that.
-
-        Hadoop cannot replace a file on Azure storage: a reader finds nothing there for a moment.
-        """
+        # Hadoop cannot replace a file on Azure storage: a reader finds nothing for a moment.
         with _explained("write", uri), self._replacing(uri, overwrite=True) as temporary:
-            self._write(temporary, content)
-
-    def write_once(self, uri: str, content: bytes) -> None:
-        """Write and rename, unless another one was there first."""
-        if self.stat(uri) is not None:
-            return
-        with (
-            contextlib.suppress(FileExistsError),
-            _explained("write", uri),
-            self._replacing(uri, overwrite=False) as temporary,
-        ):
             self._write(temporary, content)
 
     def create_once(self, uri: str, content: bytes) -> bool:
@@ -192,40 +181,34 @@ class HadoopStorage(Storage):
             filesystem.close()
 
     def remove(self, uri: str) -> None:
-        """Remove the file at `uri`, if there is one."""
         with contextlib.suppress(FileNotFoundError), _explained("remove", uri):
             path = self._path(uri)
             self._filesystem(path).delete(path, False)
 
-    def list_files(self, uri: str) -> list[StoredFile]:
-        """Return all files below a folder, sorted by path."""
-        found: list[StoredFile] = []
-        with _explained("list", uri):
-            pending = [self._path(uri)]
-            filesystem = self._filesystem(pending[0])
-            root = f"{filesystem.makeQualified(pending[0]).toString().rstrip('/')}/"
-        while pending:
+    def list_pages(
+        self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
+    ) -> Iterator[Page]:
+        def list_folder(path: str) -> Iterator[tuple[str, bool, Any]]:
             with contextlib.suppress(FileNotFoundError), _explained("list", uri):
-                for status in filesystem.listStatus(pending.pop()):
-                    path = status.getPath()
-                    if status.isDirectory():
-                        pending.append(path)
-                        continue
-                    name = path.toString()
+                folder = self._path(f"{uri}/{path}".rstrip("/"))
+                filesystem = self._filesystem(folder)
+                root = f"{filesystem.makeQualified(folder).toString().rstrip('/')}/"
+                found = {str(s.getPath().toString()): s for s in filesystem.listStatus(folder)}
+                for name, status in sorted(found.items()):
                     # A store that is asked for the files below a file names that file.
                     if name.startswith(root):
-                        found.append(_stored(status, uri=uri, path=name.removeprefix(root)))
-        return sorted(found, key=lambda file: file.path)
+                        yield name.removeprefix(root), status.isDirectory(), status
+
+        files = walk_folders(list_folder, prefix=prefix, start=start)
+        return paged((_stored(status, uri=uri, path=path) for path, status in files), size=size)
 
     def stat(self, uri: str) -> StoredFile | None:
-        """Return what the store knows of one file, None if there is none."""
         status = self._status(uri)
         if status is None or status.isDirectory():
             return None
         return _stored(status, uri=uri, path=uri.rpartition("/")[2])
 
     def upload(self, path: Path, uri: str) -> StoredFile:
-        """Copy a local file to `uri`, in constant memory."""
         with (
             _explained("write", uri),
             self._replacing(uri, overwrite=True) as temporary,
@@ -237,13 +220,9 @@ class HadoopStorage(Storage):
                 self._java.copy(source, target)
             finally:
                 source.close()
-        stored = self.stat(uri)
-        if stored is None:
-            raise StorageError(f"{uri} was written and is gone: run the step again.")
-        return stored
+        return self.written(uri)
 
     def download(self, uri: str, path: Path) -> str:
-        """Copy the file at `uri` to a local path, in constant memory, and return its sha256."""
         with (
             _explained("read", uri),
             replacing(path) as temporary,
@@ -265,7 +244,6 @@ class HadoopStorage(Storage):
         )
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
-        """Return a file system for pyarrow that works on local copies; URIs are its paths."""
         return self._arrow_filesystem
 
     @functools.cached_property
@@ -336,8 +314,6 @@ class HadoopStorage(Storage):
             # False where there is a file.
             if filesystem.rename(source, target):
                 return
-            if not overwrite:
-                raise FileExistsError(f"There is a file {uri} already.")
             filesystem.delete(target, False)
         raise StorageError(
             f"Could not write {uri}: the store refused to rename a file to it. Look whether "

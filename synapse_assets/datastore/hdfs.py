@@ -46,56 +46,26 @@ class HdfsStorage(Storage):
         self._configuration = {**_PATIENCE, **(configuration or {})}
 
     def read_bytes(self, uri: str) -> bytes | None:
-        """Return the content of a file, None if there is none."""
         try:
-            with self._explained("read", uri), self._client.read(self._path(uri)) as stream:
+            with self._explained("read", uri), self._client.read(_strip(uri)) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
 
     def write_atomically(self, uri: str, content: bytes) -> None:
-        """Write a temporary file beside it, and rename that: the rename is the atomic part."""
-        with self._explained("write", uri), self._replacing(uri, overwrite=True) as stream:
+        with self._explained("write", uri), self._replacing(uri) as stream:
             stream.write(content)
 
-    def write_once(self, uri: str, content: bytes) -> None:
-        """Write and rename, unless another one was there first."""
-        with self._explained("write", uri):
-            if self.stat(uri) is not None:
-                return
-            try:
-                with self._replacing(uri, overwrite=False) as stream:
-                    stream.write(content)
-            except FileExistsError:
-                return
-
     def remove(self, uri: str) -> None:
-        """Remove the file at `uri`, if there is one."""
         with self._explained("remove", uri), contextlib.suppress(FileNotFoundError):
-            self._client.delete(self._path(uri), False)
-
-    def list_files(self, uri: str) -> list[StoredFile]:
-        """Return all files below a folder, sorted by path."""
-        root = self._path(uri).rstrip("/") + "/"
-        with self._explained("list", uri), contextlib.suppress(FileNotFoundError):
-            found = [
-                _stored(status, path=status.path.removeprefix(root))
-                for status in self._client.list_status(root.rstrip("/") or "/", True)
-                if not status.isdir
-            ]
-            return sorted(found, key=lambda file: file.path)
-        return []
+            self._client.delete(_strip(uri), False)
 
     def list_pages(
         self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
     ) -> Iterator[Page]:
-        """Yield the files below a folder in pages, folder by folder.
+        root = _strip(uri).rstrip("/")
 
-        The name node gives a folder's content in portions and in the order of names; `start`
-        spares the folders before it.
-        """
-        root = self._path(uri).rstrip("/")
-
+        # The name node gives a folder's content in portions and in the order of names.
         def list_folder(path: str) -> Iterator[tuple[str, bool, Any]]:
             with self._explained("list", uri), contextlib.suppress(FileNotFoundError):
                 for status in self._client.list_status(f"{root}/{path}".rstrip("/") or "/", False):
@@ -105,34 +75,28 @@ class HdfsStorage(Storage):
         return paged((_stored(status, path=path) for path, status in files), size=size)
 
     def stat(self, uri: str) -> StoredFile | None:
-        """Return what the name node knows of one file, None if there is none."""
         with self._explained("look at", uri), contextlib.suppress(FileNotFoundError):
-            status = self._client.get_file_info(self._path(uri))
+            status = self._client.get_file_info(_strip(uri))
             if not status.isdir:
                 return _stored(status, path=uri.rpartition("/")[2])
         return None
 
     def upload(self, path: Path, uri: str) -> StoredFile:
-        """Copy a local file to `uri`, in constant memory."""
         with (
             self._explained("write", uri),
-            self._replacing(uri, overwrite=True) as stream,
+            self._replacing(uri) as stream,
             path.open("rb") as source,
         ):
             while chunk := source.read(_CHUNK_BYTES):
                 stream.write(chunk)
-        stored = self.stat(uri)
-        if stored is None:
-            raise StorageError(f"{uri} was written and is gone: run the step again.")
-        return stored
+        return self.written(uri)
 
     def download(self, uri: str, path: Path) -> str:
-        """Copy the file at `uri` to a local path, in constant memory, and return its sha256."""
         digest = hashlib.sha256()
         with (
             self._explained("read", uri),
             replacing(path) as temporary,
-            self._client.read(self._path(uri)) as source,
+            self._client.read(_strip(uri)) as source,
             temporary.open("wb") as target,
         ):
             while chunk := source.read(_CHUNK_BYTES):
@@ -141,11 +105,9 @@ class HdfsStorage(Storage):
         return digest.hexdigest()
 
     def arrow_path(self, uri: str) -> str:
-        """Return a URI without scheme and host."""
-        return self._path(uri)
+        return _strip(uri)
 
     def filesystem(self) -> "AbstractFileSystem":
-        """Return hdfs-native's file system; the URIs of this package are paths on it."""
         return self._filesystem
 
     @functools.cached_property
@@ -158,21 +120,18 @@ class HdfsStorage(Storage):
 
         return Client(f"hdfs://{self._host}", self._configuration)
 
-    def _path(self, uri: str) -> str:
-        return _strip(uri)
-
     @contextlib.contextmanager
-    def _replacing(self, uri: str, *, overwrite: bool) -> Iterator[Any]:
+    def _replacing(self, uri: str) -> Iterator[Any]:
         """Yield a new file that takes the name at the end, unless that failed."""
         from hdfs_native import WriteOptions
 
-        path = self._path(uri)
+        path = _strip(uri)
         temporary = f"{path.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
         self._client.mkdirs(path.rpartition("/")[0] or "/", _FOLDER_PERMISSION, True)
         try:
             with self._client.create(temporary, WriteOptions(overwrite=True)) as stream:
                 yield stream
-            self._client.rename(temporary, path, overwrite)
+            self._client.rename(temporary, path, True)
         except BaseException:
             with contextlib.suppress(Exception):
                 self._client.delete(temporary, False)

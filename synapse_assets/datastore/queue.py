@@ -2,12 +2,12 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from synapse_assets.datastore.blob import error_code, explained
 from synapse_assets.datastore.storage import for_each_file
-from synapse_assets.errors import StorageError
 
 if TYPE_CHECKING:
     from azure.storage.queue import QueueClient, QueueMessage
@@ -63,23 +63,14 @@ class StorageQueue:
             name: Name of the queue.
             credential: What the SDK logs in with, see `StorageCredential.queue_login`.
         """
-        self._url = url
-        self._name = name
+        self.name = name
+        self.url = f"{url}/{name}"
+        self._account_url = url
         self._credential = credential
-
-    @property
-    def name(self) -> str:
-        """The queue's name."""
-        return self._name
-
-    @property
-    def url(self) -> str:
-        """The queue's URL."""
-        return f"{self._url}/{self._name}"
 
     def sibling(self, name: str) -> "StorageQueue":
         """Return another queue of the same account."""
-        return StorageQueue(url=self._url, name=name, credential=self._credential)
+        return StorageQueue(url=self._account_url, name=name, credential=self._credential)
 
     def receive(self, *, at_most: int, hidden_seconds: int) -> list[Message]:
         """Return messages, oldest first as far as the service keeps that; they stay in the queue.
@@ -120,14 +111,13 @@ class StorageQueue:
         Raises:
             StorageError: The queue refused it, or was out of reach.
         """
-        from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
+        from azure.core.exceptions import ResourceNotFoundError
 
         with self._explained("write to"):
             try:
                 self._client.send_message(body, time_to_live=_NO_EXPIRY)
             except ResourceNotFoundError:
-                with contextlib.suppress(ResourceExistsError):
-                    self._client.create_queue()
+                self.create()
                 self._client.send_message(body, time_to_live=_NO_EXPIRY)
 
     def create(self) -> None:
@@ -148,7 +138,7 @@ class StorageQueue:
             self._client.delete_message(receipt.id, receipt.pop_receipt)
         except HttpResponseError as e:
             # Deleted before, or in the hands of whoever received it since.
-            if _code(e) not in ("MessageNotFound", "PopReceiptMismatch"):
+            if error_code(e) not in ("MessageNotFound", "PopReceiptMismatch"):
                 raise
 
     @functools.cached_property
@@ -156,8 +146,8 @@ class StorageQueue:
         from azure.storage.queue import ExponentialRetry, QueueClient
 
         return QueueClient(
-            self._url,
-            self._name,
+            self._account_url,
+            self.name,
             self._credential,
             retry_policy=ExponentialRetry(
                 initial_backoff=_BACKOFF_SECONDS,
@@ -169,34 +159,17 @@ class StorageQueue:
             read_timeout=_READ_SECONDS,
         )
 
-    @contextlib.contextmanager
-    def _explained(self, operation: str) -> Iterator[None]:
-        """Raise what goes wrong as a StorageError that says what, where, and what to do."""
-        from azure.core.exceptions import AzureError
-
-        try:
-            yield
-        except AzureError as e:
-            problem = str(e).strip().partition("\n")[0].rstrip(".")
-            raise StorageError(
-                f"Could not {operation} the queue {self.url}: {problem}. {self._remedy(e)}"
-            ) from e
-
-    def _remedy(self, error: Exception) -> str:
-        code = _code(error)
-        status = getattr(error, "status_code", None)
-        if code == "QueueNotFound":
-            return f"Create the queue '{self._name}', or choose another one."
-        if status == 401 or code.startswith("AuthenticationFailed"):
-            return "Look whether the datastore's credential is the right one and still valid."
-        if status == 403:
-            return (
-                "Give the identity in use the role 'Storage Queue Data Contributor' on the "
-                "account, or look at the account's firewall."
-            )
-        if status in (429, 500, 503):
-            return "The service is overloaded or down: it is tried again later."
-        return "Look whether the account has queues and this machine reaches it."
+    def _explained(self, operation: str) -> contextlib.AbstractContextManager[None]:
+        return explained(
+            f"{operation} the queue",
+            self.url,
+            {
+                "QueueNotFound": f"Create the queue '{self.name}', or choose another one.",
+                "403": "Give the identity in use the role 'Storage Queue Data Contributor' on the "
+                "account, or look at the account's firewall.",
+                "other": "Look whether the account has queues and this machine reaches it.",
+            },
+        )
 
 
 def _received(message: "QueueMessage") -> Message:
@@ -205,9 +178,3 @@ def _received(message: "QueueMessage") -> Message:
         body=str(message.content),
         received=int(message.dequeue_count or 1),
     )
-
-
-def _code(error: Exception) -> str:
-    """Return the service's code of an error; the SDK has an enumeration for those it knows."""
-    found = getattr(error, "error_code", None)
-    return str(getattr(found, "value", found) or "")

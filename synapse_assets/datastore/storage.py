@@ -92,17 +92,10 @@ class Storage(ABC):
         """Write `content` to `uri`: a reader sees all of it or what was there before."""
 
     @abstractmethod
-    def write_once(self, uri: str, content: bytes) -> None:
-        """Write `content` to `uri` unless something is there, as for names made from content."""
-
-    @abstractmethod
     def remove(self, uri: str) -> None:
         """Remove the file at `uri`, if there is one."""
 
     @abstractmethod
-    def list_files(self, uri: str) -> list[StoredFile]:
-        """Return all files below a folder, sorted by path; none if there is no such folder."""
-
     def list_pages(
         self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
     ) -> Iterator[Page]:
@@ -112,14 +105,12 @@ class Storage(ABC):
         other.
 
         Args:
-            uri: The folder.
+            uri: The folder; without files if it is not there.
             prefix: Only paths that begin so.
             start: `Page.following`, for the pages from there on. It stays valid while files come
                 and go.
             size: Number of files in a page, at most.
         """
-        files = (file for file in self.list_files(uri) if file.path.startswith(prefix))
-        return paged((file for file in files if start is None or file.path > start), size=size)
 
     @abstractmethod
     def stat(self, uri: str) -> StoredFile | None:
@@ -142,6 +133,27 @@ class Storage(ABC):
         content = self.read_bytes(uri)
         return None if content is None else content.decode()
 
+    def written(self, uri: str) -> StoredFile:
+        """Return what the store knows of a file that was just written.
+
+        Raises:
+            StorageError: It is gone.
+        """
+        stored = self.stat(uri)
+        if stored is None:
+            raise StorageError(f"{uri} was written and is gone: run the step again.")
+        return stored
+
+    def write_once(self, uri: str, content: bytes) -> None:
+        """Write `content` to `uri` unless something is there, as for names made from content."""
+        if self.stat(uri) is None:
+            self.write_atomically(uri, content)
+
+    def list_files(self, uri: str) -> list[StoredFile]:
+        """Return all files below a folder, sorted by path; none if there is no such folder."""
+        found = (file for page in self.list_pages(uri) for file in page.files)
+        return sorted(found, key=lambda file: file.path)
+
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return the store as pyarrow's file system, for paths as `arrow_path` gives them."""
         from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -152,12 +164,6 @@ class Storage(ABC):
         """Return a URI as a path on `arrow_filesystem`."""
         return uri
 
-    def local_path(self, uri: str, *, folder: Path) -> str:
-        """Return a local path of the file at `uri`: itself, or a copy in `folder`."""
-        path = folder / uri.rpartition("/")[2]
-        self.download(uri, path)
-        return str(path)
-
     def make_folder(self, uri: str) -> None:
         """Make a folder where the store needs one before a file can be written to it."""
         return
@@ -167,7 +173,6 @@ class LocalStorage(Storage):
     """The file system of this machine."""
 
     def read_bytes(self, uri: str) -> bytes | None:
-        """Return the content of a file, None if there is none."""
         try:
             with _explained("read", uri):
                 return Path(uri).read_bytes()
@@ -175,81 +180,66 @@ class LocalStorage(Storage):
             return None
 
     def write_atomically(self, uri: str, content: bytes) -> None:
-        """Write to a temporary file beside it, and rename that: the rename is the atomic part."""
         with _explained("write", uri), replacing(Path(uri)) as temporary:
             temporary.write_bytes(content)
 
-    def write_once(self, uri: str, content: bytes) -> None:
-        """Write `content` to `uri` unless something is there."""
-        if not Path(uri).exists():
-            self.write_atomically(uri, content)
-
     def remove(self, uri: str) -> None:
-        """Remove the file at `uri`, if there is one."""
         with _explained("remove", uri):
             Path(uri).unlink(missing_ok=True)
-
-    def list_files(self, uri: str) -> list[StoredFile]:
-        """Return all files below a folder, sorted by path."""
-        folder = Path(uri)
-        with _explained("list", uri):
-            return [
-                _describe(path, name=path.relative_to(folder).as_posix())
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            ]
 
     def list_pages(
         self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
     ) -> Iterator[Page]:
-        """Yield the files below a folder in pages, folder by folder.
+        # The names in one folder are held in memory at a time, and each file is looked at when
+        # its page is asked for.
+        def described() -> Iterator[StoredFile]:
+            for path, entry in walk_folders(list_folder, prefix=prefix, start=start):
+                # It may have gone since its folder was listed.
+                with contextlib.suppress(FileNotFoundError), _explained("look at", entry.path):
+                    yield _describe(entry.stat(), name=path)
 
-        The names in one folder are held in memory at a time, and each file is looked at when its
-        page is asked for.
-        """
-        files = walk_folders(
-            lambda path: _list_folder(f"{uri}/{path}".rstrip("/")), prefix=prefix, start=start
-        )
-        described = (_describe_if_there(Path(uri, path), name=path) for path, _ in files)
-        return paged((file for file in described if file is not None), size=size)
+        def list_folder(path: str) -> "Iterator[tuple[str, bool, os.DirEntry[str]]]":
+            folder = f"{uri}/{path}".rstrip("/")
+            with (
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                _explained("list", folder),
+                os.scandir(folder) as found,
+            ):
+                for entry in sorted(found, key=lambda entry: entry.name):
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if is_folder or entry.is_file():
+                        yield entry.name, is_folder, entry
 
-    def local_path(self, uri: str, *, folder: Path) -> str:
-        """Return the path itself."""
-        return uri
+        return paged(described(), size=size)
 
     def make_folder(self, uri: str) -> None:
-        """Make a folder and those above it."""
         with _explained("make the folder", uri):
             Path(uri).mkdir(parents=True, exist_ok=True)
 
     def stat(self, uri: str) -> StoredFile | None:
-        """Return what the file system knows of one file, None if there is none."""
         path = Path(uri)
         with _explained("look at", uri):
-            return _describe(path, name=path.name) if path.is_file() else None
+            return _describe(path.stat(), name=path.name) if path.is_file() else None
 
     def upload(self, path: Path, uri: str) -> StoredFile:
-        """Copy a local file to `uri`, unless it lies there already."""
         target = Path(uri)
+        # It may lie there already.
         if path != target:
             with _explained("write", uri), replacing(target) as temporary:
                 shutil.copyfile(path, temporary)
-        return _describe(target, name=target.name)
+        return _describe(target.stat(), name=target.name)
 
     def download(self, uri: str, path: Path) -> str:
-        """Copy the file at `uri` to a local path and return its sha256."""
         with _explained("read", uri), replacing(path) as temporary:
             shutil.copyfile(uri, temporary)
             return sha256_of(temporary)
 
     def filesystem(self) -> "AbstractFileSystem":
-        """Return fsspec's file system, which makes folders as they are needed."""
         import fsspec
 
         return fsspec.filesystem("file", auto_mkdir=True)
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
-        """Return pyarrow's own local file system."""
         import pyarrow.fs
 
         return pyarrow.fs.LocalFileSystem()
@@ -360,37 +350,17 @@ def _explained(operation: str, uri: str) -> Iterator[None]:
     """Raise what the file system refuses as a StorageError: what, where, and what to do."""
     try:
         yield
-    except (StorageError, FileNotFoundError, FileExistsError):
+    except (StorageError, FileNotFoundError, FileExistsError, NotADirectoryError):
         raise
     except OSError as e:
         remedy = _REMEDIES.get(e.errno or 0, "Look at the disk or the mount, and run it again.")
         raise StorageError(f"Could not {operation} {uri}: {e.strerror or e}. {remedy}") from e
 
 
-def _describe(path: Path, *, name: str) -> StoredFile:
-    status = path.stat()
+def _describe(status: os.stat_result, *, name: str) -> StoredFile:
     return StoredFile(
         path=name,
         size=status.st_size,
         etag=f"{status.st_mtime_ns:x}-{status.st_size:x}",
         modified=status.st_mtime,
     )
-
-
-def _describe_if_there(path: Path, *, name: str) -> StoredFile | None:
-    """Describe a file that may have gone since its folder was listed."""
-    try:
-        with _explained("look at", str(path)):
-            return _describe(path, name=name)
-    except FileNotFoundError:
-        return None
-
-
-def _list_folder(path: str) -> list[tuple[str, bool, None]]:
-    """Return name and kind of what is in a folder, in order; nothing if it is not there."""
-    try:
-        with _explained("list", path), os.scandir(path) as entries:
-            found = [(e.name, e.is_dir(follow_symlinks=False), e.is_file()) for e in entries]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [(name, is_dir, None) for name, is_dir, is_file in sorted(found) if is_dir or is_file]
