@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
     services = commands.add_parser(
         "services",
-        help="run Azurite, HDFS and the emulator of Synapse on this machine until Ctrl-C",
+        help="run Azurite, HDFS and what stands in for Synapse and Azure ML until Ctrl-C",
     )
     services.add_argument(
         "--fetch", action="store_true", help="only fetch what they and Spark's driver are made of"
@@ -68,9 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     services.set_defaults(run=_services)
 
     emulator = commands.add_parser(
-        "emulator", help="run the emulator of Synapse's Spark pools alone until Ctrl-C"
+        "emulator", help="run what stands in for Synapse and Azure ML alone until Ctrl-C"
     )
-    emulator.add_argument("--port", type=int, help="port on 127.0.0.1 (default: 10100)")
+    emulator.add_argument(
+        "--port", type=int, default=10_100, help="Synapse's port on 127.0.0.1 (default: 10100)"
+    )
     emulator.add_argument(
         "--pool",
         action="append",
@@ -78,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a Spark pool (default: spark01); repeatable",
     )
     emulator.add_argument(
-        "--master", help="Spark master: 'local[2]' (the default) or 'spark://host:port'"
+        "--master",
+        default="local[2]",
+        help="Spark master: 'local[2]' (the default) or 'spark://host:port'",
     )
     emulator.set_defaults(run=_emulator)
 
@@ -193,13 +197,12 @@ def _services(options: argparse.Namespace) -> int:
 
 
 def _emulator(options: argparse.Namespace) -> int:
-    from synapse_assets.services.supervisor import MASTER, run_emulator
-    from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT
+    from synapse_assets.services.supervisor import run_emulator
 
     run_emulator(
-        port=options.port or SYNAPSE_PORT,
-        pools=options.pool or (SYNAPSE_POOL,),
-        master=options.master or MASTER,
+        port=options.port,
+        pools=options.pool or ("spark01",),
+        master=options.master,
         say=functools.partial(print, flush=True),
     )
     return 0

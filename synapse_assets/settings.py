@@ -32,6 +32,8 @@ ALERT_MAIL_PASSWORD = "SYNAPSE_ASSETS_ALERT_MAIL_PASSWORD"  # noqa: S105 -- a va
 ALERT_MAIL_SERVER = "SYNAPSE_ASSETS_ALERT_MAIL_SERVER"
 # Where Dagster's UI is, for links in alerts.
 UI_URL = "SYNAPSE_ASSETS_UI_URL"
+# Downloads and data of `synapse-assets services`.
+SERVICES = "SYNAPSE_ASSETS_SERVICES"
 DAGSTER_HOME = "DAGSTER_HOME"
 
 

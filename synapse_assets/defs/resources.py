@@ -23,12 +23,7 @@ from synapse_assets.datastore.credentials import (
     SasToken,
 )
 from synapse_assets.errors import ConfigurationError
-from synapse_assets.services import (
-    CONTAINER,
-    SYNAPSE_POOL,
-    SYNAPSE_PORT,
-    abfs_jars_folder,
-)
+from synapse_assets.services import ABFS_JARS, CONTAINER, SYNAPSE_POOL, SYNAPSE_PORT
 from synapse_assets.settings import (
     AZURITE,
     AZURITE_QUEUE,
@@ -117,7 +112,7 @@ def _spark(name: str, datastore: Datastore) -> ComputeTarget:
     if LIVY in os.environ:
         return LivySparkPool(url=dg.EnvVar(LIVY), datastore=datastore)
     if name == "local":
-        return LocalSpark(datastore=datastore, abfs_jars=str(abfs_jars_folder()))
+        return LocalSpark(datastore=datastore, abfs_jars=str(ABFS_JARS.folder))
     return SynapseSparkPool(
         workspace=(
             dg.EnvVar(SYNAPSE) if SYNAPSE in os.environ else f"http://127.0.0.1:{SYNAPSE_PORT}"

@@ -12,13 +12,7 @@ from synapse_assets.services.azureml import (
     AzureMLStandIn,
 )
 from synapse_assets.services.azurite import Azurite
-from synapse_assets.services.downloads import (
-    abfs_jars_folder,
-    fetch_abfs_jars,
-    fetch_azurite,
-    fetch_hdfs_jars,
-    fetch_livy_jars,
-)
+from synapse_assets.services.downloads import ABFS_JARS
 from synapse_assets.services.hdfs import Hdfs
 from synapse_assets.services.livy import Livy, spark_conf_for
 from synapse_assets.services.spark_cluster import SparkCluster
@@ -28,6 +22,7 @@ from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT, SynapseE
 CONTAINER = "synapse-assets"
 
 __all__ = [
+    "ABFS_JARS",
     "CONTAINER",
     "ML_RESOURCE_GROUP",
     "ML_SUBSCRIPTION",
@@ -40,10 +35,5 @@ __all__ = [
     "Livy",
     "SparkCluster",
     "SynapseEmulator",
-    "abfs_jars_folder",
-    "fetch_abfs_jars",
-    "fetch_azurite",
-    "fetch_hdfs_jars",
-    "fetch_livy_jars",
     "spark_conf_for",
 ]

@@ -6,11 +6,10 @@ import json
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from synapse_assets.services.process import HOST, Server, Service, choose_port
+from synapse_assets.services.process import HOST, Server, Service, choose_ports
 
 # The name of its cloud, which azure-ai-ml looks up in what the stand-in tells of itself.
 CLOUD_NAME = "StandIn"
@@ -22,12 +21,17 @@ ML_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 ML_RESOURCE_GROUP = "stand-in"
 ML_WORKSPACE = "stand-in"
 
-_START_SECONDS = 60.0
+# The folder of its certificates in its own.
+TLS = "tls"
+
 _VALID = dt.timedelta(days=30)
 
 
 class AzureMLStandIn(Service):
-    """A workspace of Azure ML whose command jobs are processes of this machine."""
+    """A workspace of Azure ML whose command jobs are processes of this machine.
+
+    Once it has ended it knows nothing of its clusters and jobs, which end with it.
+    """
 
     def __init__(
         self,
@@ -35,8 +39,6 @@ class AzureMLStandIn(Service):
         node_variables: Mapping[str, str] | None = None,
         folder: Path | None = None,
         port: int | None = None,
-        workspace: str = ML_WORKSPACE,
-        compute_seconds: float = 1.0,
     ) -> None:
         """Create the server without starting it.
 
@@ -45,30 +47,21 @@ class AzureMLStandIn(Service):
                 `Datastore.process_environment` gives them.
             folder: Keeps its files; None for a temporary folder that goes with `stop`.
             port: Where it listens; None for a free port.
-            workspace: Name of the workspace.
-            compute_seconds: How long it takes to make a cluster.
 
         Raises:
             ConfigurationError: The port that was asked for is taken.
         """
-        self.port = choose_port(port, server="The Azure ML stand-in")
-        self.workspace = workspace
-        self._temporary = folder is None
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="synapse-assets-azureml-"))
-        self._certificates = self.folder / "tls"
-        self.server = Server(
-            "The Azure ML stand-in",
-            [
-                *(sys.executable, "-m", "synapse_assets.services.azureml_api"),
-                *("--port", str(self.port), "--folder", self.folder),
-                *("--workspace", workspace),
-                *("--certificate", self._certificates / "server.pem"),
-                *("--key", self._certificates / "server.key"),
-                *("--compute-seconds", str(compute_seconds)),
-            ],
-            log_file=self.folder / "azureml.log",
-            environment={NODE_VARIABLES: json.dumps(dict(node_variables or {}))},
-        )
+        (self.port,) = choose_ports("The Azure ML stand-in", port)
+        super().__init__(folder)
+        command = [sys.executable, "-m", "synapse_assets.services.azureml_api"]
+        self.servers = [
+            Server(
+                "The Azure ML stand-in",
+                [*command, str(self.port), self.folder],
+                log_file=self.folder / "azureml.log",
+                environment={NODE_VARIABLES: json.dumps(dict(node_variables or {}))},
+            )
+        ]
 
     @property
     def endpoint(self) -> str:
@@ -81,43 +74,21 @@ class AzureMLStandIn(Service):
         return {
             "ARM_CLOUD_METADATA_URL": f"{self.endpoint}/metadata/endpoints?api-version=2019-05-01",
             "AZUREML_CURRENT_CLOUD": CLOUD_NAME,
-            "REQUESTS_CA_BUNDLE": str(self._certificates / "trusted.pem"),
+            "REQUESTS_CA_BUNDLE": str(self.folder / TLS / "trusted.pem"),
         }
 
-    def start(self) -> None:
-        """Start it without any cluster or job, and return when it answers.
-
-        Raises:
-            SynapseAssetsError: It did not start.
-        """
-        make_certificates(self._certificates)
-        try:
-            self.server.start()
-            self.server.wait_until(self._answers, seconds=_START_SECONDS)
-        except BaseException:  # also an interruption
-            self.server.kill()
-            raise
-
-    def stop(self) -> None:
-        """Stop it, and the jobs with it."""
-        self.server.stop()
-        if self._temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def kill(self) -> None:
-        """End it as a crash would."""
-        self.server.kill()
-
-    def check(self) -> None:
-        """Raise a SynapseAssetsError if it has ended."""
-        self.server.check()
-
-    def _answers(self) -> bool:
+    def is_ready(self) -> bool:
+        """Return whether it listens."""
         with socket.socket() as probe:
             return probe.connect_ex((HOST, self.port)) == 0
 
+    def prepare(self) -> None:
+        """Make its certificate, and remove what is left of the jobs that the last one had."""
+        shutil.rmtree(self.folder / "jobs", ignore_errors=True)
+        _make_certificates(self.folder / TLS)
 
-def make_certificates(folder: Path) -> None:
+
+def _make_certificates(folder: Path) -> None:
     """Make a certificate for this machine, by an authority whose key is thrown away.
 
     'server.pem' and 'server.key' are the server's; 'trusted.pem' is what a client trusts: that
@@ -151,30 +122,23 @@ def make_certificates(folder: Path) -> None:
 
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority_id = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
-    usage = dict.fromkeys(
-        (
-            *("digital_signature", "content_commitment", "key_encipherment"),
-            *("data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
-        ),
-        False,
-    )
+    may = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment")
+    may_not = dict.fromkeys((*may, "key_agreement", "encipher_only", "decipher_only"), False)
     authority = certificate(
         "throw-away authority",
         authority_key,
         (x509.BasicConstraints(ca=True, path_length=0), True),
-        (x509.KeyUsage(**usage, key_cert_sign=True, crl_sign=True), True),
+        (x509.KeyUsage(**may_not, key_cert_sign=True, crl_sign=True), True),
         (authority_id, False),
     )
     addresses = [x509.IPAddress(ipaddress.ip_address(HOST)), x509.DNSName("localhost")]
+    issuer_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_id)
     server = certificate(
         HOST,
         server_key,
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (x509.SubjectAlternativeName(addresses), False),
-        (
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_id),
-            False,
-        ),
+        (issuer_id, False),
     )
     folder.mkdir(parents=True, exist_ok=True)
     pem = serialization.Encoding.PEM

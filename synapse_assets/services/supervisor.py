@@ -1,71 +1,57 @@
 """What `synapse-assets services` and `emulator` do: run services until they are told to stop."""
 
 import os
+import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 from synapse_assets import settings
 from synapse_assets.compute.login import EMULATOR_TOKEN
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import Emulator
-from synapse_assets.services import CONTAINER
-from synapse_assets.services.azurite import Azurite
-from synapse_assets.services.downloads import (
-    fetch_abfs_jars,
-    fetch_azurite,
-    fetch_hdfs_jars,
-    fetch_livy_jars,
-    locked,
-    services_folder,
+from synapse_assets.services import CONTAINER, downloads
+from synapse_assets.services.azureml import (
+    ML_RESOURCE_GROUP,
+    ML_SUBSCRIPTION,
+    ML_WORKSPACE,
+    AzureMLStandIn,
 )
+from synapse_assets.services.azurite import Azurite
 from synapse_assets.services.hdfs import Hdfs
 from synapse_assets.services.livy import Livy, spark_conf_for
-from synapse_assets.services.process import choose_port
+from synapse_assets.services.process import Service, choose_ports
 from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT, SynapseEmulator
 
-# The ports that the clients of Azurite and HDFS take if none is given.
-AZURITE_PORT = 10_000
-AZURITE_QUEUE_PORT = 10_001
-HDFS_PORT = 8020
-
-MASTER = "local[2]"
-
+_MASTER = "local[2]"
 _CHECK_SECONDS = 1.0
+_STORES = (downloads.AZURITE_PACKAGES, downloads.HDFS_JARS)
+_SPARK = (downloads.ABFS_JARS, downloads.LIVY_JARS)
 
 _Say = Callable[[str], None]
-_SPARK_DOWNLOADS: Mapping[str, Callable[[], Any]] = {
-    "Spark's ABFS driver": fetch_abfs_jars,
-    "Apache Livy": fetch_livy_jars,
-}
-_STORAGE_DOWNLOADS: Mapping[str, Callable[[], Any]] = {
-    "Azurite": fetch_azurite,
-    "HDFS": fetch_hdfs_jars,
-}
 
 
-def run_services(
-    *,
-    azurite_port: int = AZURITE_PORT,
-    azurite_queue_port: int = AZURITE_QUEUE_PORT,
-    hdfs_port: int = HDFS_PORT,
-    synapse_port: int = SYNAPSE_PORT,
-    data: Path | None = None,
-    say: _Say = print,
-) -> None:
-    """Fetch and start the whole emulated deployment, and stop it on Ctrl-C or SIGTERM.
+@dataclass(frozen=True)
+class Ports:
+    """Where the services listen. Clients take all but the last by default."""
 
-    That is Azurite, HDFS and the emulator of Synapse's Spark pools. What is stored is kept for the
-    next time.
+    azurite: int = 10_000
+    azurite_queue: int = 10_001
+    hdfs: int = 8020
+    synapse: int = SYNAPSE_PORT
+    azureml: int = 10_200
+
+
+def run_services(*, ports: Ports = Ports(), data: Path | None = None, say: _Say = print) -> None:
+    """Fetch and start Azurite, HDFS and the emulators, and stop them on Ctrl-C or SIGTERM.
+
+    What is stored is kept for the next time.
 
     Args:
-        azurite_port: Where Azurite's Blob endpoint listens.
-        azurite_queue_port: Where Azurite's Queue endpoint listens.
-        hdfs_port: Where the NameNode listens for clients.
-        synapse_port: Where the emulator of Synapse listens.
+        ports: Where they listen.
         data: Keeps the data; None for a folder beside the downloads.
         say: Takes each line of progress.
 
@@ -73,78 +59,74 @@ def run_services(
         ConfigurationError: A port is taken, a program is missing, or the services run already.
         SynapseAssetsError: A service did not start, or ended.
     """
-    data = data or services_folder() / "data"
+    data = data or downloads.services_folder() / "data"
     busy = f"The services run already: another process works on {data}."
     with (
         _until_interrupted(say, "Stopped. The data is kept for the next time."),
-        locked(data / ".lock", busy=busy),
-        ExitStack() as stack,
+        downloads.locked(data / ".lock", busy=busy),
+        _Supervisor(say) as supervisor,
     ):
         # Whatever would stop them is looked for before the downloads.
-        for port in (azurite_port, azurite_queue_port):
-            choose_port(port, server="Azurite")
-        choose_port(hdfs_port, server="HDFS")
-        choose_port(synapse_port, server="The Synapse emulator")
+        choose_ports("The services", *astuple(ports))
         fetch_all(say)
-        azurite = Azurite(folder=data / "azurite", port=azurite_port, queue_port=azurite_queue_port)
-        started = time.monotonic()
-        stack.enter_context(azurite)
-        azurite.create_container(CONTAINER)
-        say(f"Azurite answers on {azurite.endpoint} ({time.monotonic() - started:.1f} s).")
-        hdfs = Hdfs(folder=data / "hdfs", port=hdfs_port)
-        started = time.monotonic()
-        stack.enter_context(hdfs)
-        say(f"HDFS answers on {hdfs.url} ({time.monotonic() - started:.1f} s).")
-        livy, synapse = _start_emulator(
-            stack, azurite.endpoint, port=synapse_port, folder=data, say=say
+        azurite = Azurite(
+            folder=data / "azurite", port=ports.azurite, queue_port=ports.azurite_queue
         )
-        say(_usage(hdfs))
-        while True:
-            time.sleep(_CHECK_SECONDS)
-            azurite.server.check()
-            hdfs.check()
-            livy.check()
-            synapse.check()
+        supervisor.start(azurite, f"Azurite answers on {azurite.endpoint}")
+        azurite.create_container(CONTAINER)
+        hdfs = Hdfs(folder=data / "hdfs", port=ports.hdfs)
+        supervisor.start(hdfs, f"HDFS answers on {hdfs.url}")
+        file = _start_emulators(
+            supervisor,
+            Emulator(endpoint=azurite.endpoint),
+            ports=(ports.synapse, ports.azureml),
+            folder=data,
+        )
+        say(f"""
+In another terminal, to use Azurite:
+  export {settings.DEPLOYMENT}=emulated
+To use HDFS:
+  export {settings.DEPLOYMENT}=emulated
+  export {settings.DATASTORE}={hdfs.url}/synapse_assets
+To use all that stands in for Azure:
+  . {shlex.quote(str(file))}
+Then as always: make run, make ui. Ctrl-C stops all of them.
+""")
+        supervisor.watch()
 
 
 def run_emulator(
     *,
-    port: int = SYNAPSE_PORT,
+    port: int | None = SYNAPSE_PORT,
     pools: Sequence[str] = (SYNAPSE_POOL,),
-    master: str = MASTER,
+    master: str = _MASTER,
     say: _Say = print,
 ) -> None:
-    """Fetch and start the emulator of Synapse's Spark pools, and stop it on Ctrl-C or SIGTERM.
+    """Fetch and start the emulators alone, and stop them on Ctrl-C or SIGTERM.
 
-    Its batches open the Azurite of `synapse-assets services`, or the one that the environment
+    What they run opens the Azurite of `synapse-assets services`, or the one that the environment
     names.
 
     Args:
-        port: Where it listens.
+        port: Where that of Synapse listens; None for any free port, as that of Azure ML always.
         pools: Names of the Spark pools.
         master: The Spark master on which all pools run their batches.
         say: Takes each line of progress.
 
     Raises:
-        ConfigurationError: The port is taken, or a program is missing.
-        SynapseAssetsError: It did not start, or ended.
+        ConfigurationError: A port is taken, or a program is missing.
+        SynapseAssetsError: One of them did not start, or ended.
     """
-    with _until_interrupted(say, "Stopped."), ExitStack() as stack:
-        choose_port(port, server="The Synapse emulator")
-        _fetch(_SPARK_DOWNLOADS, say)
-        livy, synapse = _start_emulator(
-            stack,
-            os.environ.get(settings.AZURITE),
-            port=port,
-            pools=pools,
-            master=master,
-            say=say,
+    endpoint = os.environ.get(settings.AZURITE)
+    credential = Emulator(endpoint=endpoint) if endpoint else Emulator()
+    with _until_interrupted(say, "Stopped."), _Supervisor(say) as supervisor:
+        choose_ports("The Synapse emulator", port)
+        _fetch(_SPARK, say)
+        file = _start_emulators(
+            supervisor, credential, ports=(port, None), pools=pools, master=master
         )
-        say("Ctrl-C stops it, and all of its batches.")
-        while True:
-            time.sleep(_CHECK_SECONDS)
-            livy.check()
-            synapse.check()
+        say(f"To use both: . {shlex.quote(str(file))}\nCtrl-C stops them, and all that they run.")
+        supervisor.watch()
 
 
 def fetch_all(say: _Say) -> None:
@@ -153,45 +135,86 @@ def fetch_all(say: _Say) -> None:
     Raises:
         ConfigurationError: A program is missing, or something could not be fetched.
     """
-    _fetch({**_STORAGE_DOWNLOADS, **_SPARK_DOWNLOADS}, say)
+    _fetch((*_STORES, *_SPARK), say)
 
 
-def _fetch(downloads: Mapping[str, Callable[[], Any]], say: _Say) -> None:
-    for what, fetch in downloads.items():
-        say(f"Looking for {what} ...")
+def _fetch(wanted: Sequence[downloads.Download], say: _Say) -> None:
+    for download in wanted:
+        say(f"Looking for {download.title} ...")
         started = time.monotonic()
-        fetch()
-        say(f"{what} is here ({time.monotonic() - started:.1f} s).")
+        download.fetch()
+        say(f"{download.title} is here ({time.monotonic() - started:.1f} s).")
 
 
-def _start_emulator(
-    stack: ExitStack,
-    azurite_endpoint: str | None,
+def _start_emulators(
+    supervisor: "_Supervisor",
+    credential: Emulator,
     *,
-    port: int,
+    ports: tuple[int | None, int | None],
     pools: Sequence[str] = (SYNAPSE_POOL,),
-    master: str = MASTER,
+    master: str = _MASTER,
     folder: Path | None = None,
-    say: _Say,
-) -> tuple[Livy, SynapseEmulator]:
-    """Start Livy and what makes a Synapse of it; the stack stops both."""
-    credential = Emulator(endpoint=azurite_endpoint) if azurite_endpoint else Emulator()
+) -> Path:
+    """Start what stands in for Synapse and Azure ML; return a file that sets up a shell."""
     datastore = Datastore(root=f"az://{CONTAINER}", cloud="emulator", credential=credential)
-    started = time.monotonic()
     livy = Livy(
         folder=folder and folder / "livy", master=master, spark_conf=spark_conf_for(datastore)
     )
-    stack.enter_context(livy)
+    supervisor.start(livy, f"Livy answers on {livy.url}")
     synapse = SynapseEmulator(
-        folder=folder and folder / "synapse", port=port, livy_url=livy.url, pools=pools
+        folder=folder and folder / "synapse", port=ports[0], livy_url=livy.url, pools=pools
     )
-    stack.enter_context(synapse)
-    say(
-        f"Synapse's Spark pools answer on {synapse.endpoint} "
-        f"({time.monotonic() - started:.1f} s): {', '.join(pools)} on {master}, with the bearer "
-        f"token '{EMULATOR_TOKEN}'. Their batches open Azurite on {credential.endpoint}."
+    supervisor.start(
+        synapse,
+        f"Synapse's Spark pools answer on {synapse.endpoint}: {', '.join(pools)} on {master}, with "
+        f"the bearer token '{EMULATOR_TOKEN}', and open Azurite on {credential.endpoint}",
     )
-    return livy, synapse
+    azureml = AzureMLStandIn(
+        folder=folder and folder / "azureml",
+        port=ports[1],
+        node_variables=datastore.process_environment(),
+    )
+    supervisor.start(
+        azureml, f"Azure ML's workspace '{ML_WORKSPACE}' answers on {azureml.endpoint}"
+    )
+    variables = {
+        settings.DEPLOYMENT: "azure",
+        settings.CLOUD: "emulator",
+        settings.DATASTORE: f"az://{CONTAINER}/azure",
+        settings.AZURITE: credential.endpoint,
+        settings.SYNAPSE: synapse.endpoint,
+        settings.SPARK_POOL: pools[0],
+        settings.SUBSCRIPTION: ML_SUBSCRIPTION,
+        settings.RESOURCE_GROUP: ML_RESOURCE_GROUP,
+        settings.ML_WORKSPACE: ML_WORKSPACE,
+        **azureml.client_variables,
+    }
+    file = azureml.folder / "azure.env"
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
+
+
+class _Supervisor(ExitStack):
+    """Services that run, and are stopped at the end in the opposite order."""
+
+    def __init__(self, say: _Say) -> None:
+        super().__init__()
+        self._say = say
+        self._services: list[Service] = []
+
+    def start(self, service: Service, text: str) -> None:
+        """Start a service, and say so."""
+        started = time.monotonic()
+        self._services.append(self.enter_context(service))
+        self._say(f"{text} ({time.monotonic() - started:.1f} s).")
+
+    def watch(self) -> None:
+        """Raise a SynapseAssetsError as soon as one of them has ended."""
+        while True:
+            time.sleep(_CHECK_SECONDS)
+            for service in self._services:
+                service.check()
 
 
 @contextmanager
@@ -205,14 +228,3 @@ def _until_interrupted(say: _Say, farewell: str) -> Iterator[None]:
         say(farewell)
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _usage(hdfs: Hdfs) -> str:
-    return f"""
-To use Azurite, in another terminal:
-  export {settings.DEPLOYMENT}=emulated
-To use HDFS:
-  export {settings.DEPLOYMENT}=emulated
-  export {settings.DATASTORE}={hdfs.url}/synapse_assets
-Then as always: make run, make ui. Ctrl-C stops all of them.
-"""

@@ -15,9 +15,7 @@ was first seen, the result, the error, and batches that were cancelled, which Li
 """
 
 import argparse
-import http.client
 import itertools
-import json
 import logging
 import re
 import threading
@@ -25,20 +23,16 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
-import uvicorn
+import requests
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
-from synapse_assets.compute.login import EMULATOR_TOKEN
-from synapse_assets.services.process import HOST
+from synapse_assets.services import api
+from synapse_assets.services.api import RefusedError, now
 
 _logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
 
@@ -64,14 +58,6 @@ _SEEN = {
     "recovering": "recoveringAt",
 }
 _ERROR_LINE = re.compile(r"(Caused by: )?([\w$]+\.)*\w*(Error|Exception)\b.*")
-
-
-class RefusedError(Exception):
-    """Raised when a request is answered with an error."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass
@@ -106,7 +92,7 @@ class Batch:
     def see(self, view: dict[str, Any]) -> None:
         """Take what Livy says now."""
         self.view = view
-        self.seen.setdefault(self.state, _now())
+        self.seen.setdefault(self.state, now())
 
     def plain(self) -> dict[str, Any]:
         """Return the answer to a client that did not ask for details."""
@@ -157,7 +143,7 @@ class Batches:
     """All batches of all pools, and the Livy that runs them. Its methods wait for Livy."""
 
     def __init__(self, livy_url: str) -> None:
-        self._livy = urlsplit(livy_url)
+        self._livy_url = livy_url.rstrip("/")
         self._batches: dict[int, Batch] = {}
 
     def submit(self, pool: str, request: Mapping[str, Any]) -> Batch:
@@ -165,7 +151,7 @@ class Batches:
         missing = [key for key in _REQUIRED_FIELDS if request.get(key) in (None, "")]
         if missing:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"The request lacks {', '.join(missing)}.")
-        asked_at = _now()
+        asked_at = now()
         body = {key: value for key, value in request.items() if key not in _OWN_FIELDS}
         body = {key: value for key, value in body.items() if value is not None}
         for count in itertools.count(2):
@@ -200,7 +186,7 @@ class Batches:
     def cancel(self, batch: Batch) -> None:
         """Have a batch ended; its state tells when that is done."""
         if batch.cancelled_at is None and not batch.is_final:
-            batch.cancelled_at = _now()
+            batch.cancelled_at = now()
             threading.Thread(target=self._delete, args=[batch], daemon=True).start()
 
     def watch(self) -> None:
@@ -249,69 +235,52 @@ class Batches:
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> tuple[int, dict[str, Any]]:
         """Return Livy's status and answer; that of an error has the message in 'msg'."""
-        assert self._livy.hostname is not None
-        connection = http.client.HTTPConnection(
-            self._livy.hostname, self._livy.port, timeout=_LIVY_TIMEOUT_SECONDS
-        )
         try:
-            connection.request(
-                method,
-                self._livy.path.rstrip("/") + path,
-                body=None if body is None else json.dumps(body),
-                headers={"Content-Type": "application/json"},
-            )
-            answer = connection.getresponse()
-            text = answer.read().decode("utf-8", errors="replace")
-        except (OSError, http.client.HTTPException) as e:
+            with requests.Session() as session:
+                session.trust_env = False  # no proxy
+                url = f"{self._livy_url}{path}"
+                answer = session.request(method, url, json=body, timeout=_LIVY_TIMEOUT_SECONDS)
+        except requests.RequestException as e:
             raise RefusedError(HTTPStatus.BAD_GATEWAY, f"Livy does not answer: {e}") from e
-        finally:
-            connection.close()
         try:
-            content = json.loads(text)
+            content = answer.json()
         except ValueError:
-            content = text
-        return answer.status, content if isinstance(content, dict) else {"msg": str(content)}
+            content = answer.text
+        return answer.status_code, content if isinstance(content, dict) else {"msg": str(content)}
 
 
 def build_app(batches: Batches, pools: Sequence[str]) -> Starlette:
     """Return the API for some pools."""
 
-    async def list_or_create(request: Request) -> Response:
-        pool = _check(request, pools)
+    def pool_of(request: Request) -> str:
+        pool = str(request.path_params["pool"])
+        if pool not in pools:
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"The workspace has no Spark pool '{pool}'.")
+        return pool
+
+    def list_or_create(request: Request, body: Mapping[str, Any]) -> Any:
+        pool = pool_of(request)
         if request.method == "POST":
-            batch = await run_in_threadpool(batches.submit, pool, await _json_of(request))
-            return JSONResponse(_view(request, batch))
+            return _view(request, batches.submit(pool, body))
         start = _number(request, "from", default=0)
         size = min(_number(request, "size", default=_MAXIMUM_PAGE), _MAXIMUM_PAGE)
-        total, page = await run_in_threadpool(batches.page, pool, start=start, size=size)
-        sessions = [_view(request, batch) for batch in page]
-        return JSONResponse({"from": start, "total": total, "sessions": sessions})
+        total, page = batches.page(pool, start=start, size=size)
+        return {"from": start, "total": total, "sessions": [_view(request, b) for b in page]}
 
-    async def get_or_cancel(request: Request) -> Response:
-        pool = _check(request, pools)
-        batch = await run_in_threadpool(batches.get, pool, request.path_params["number"])
+    def get_or_cancel(request: Request, _: Mapping[str, Any]) -> Any:
+        batch = batches.get(pool_of(request), request.path_params["number"])
         if request.method == "DELETE":
             batches.cancel(batch)
             return Response()
-        return JSONResponse(_view(request, batch))
+        return _view(request, batch)
 
-    return Starlette(
-        routes=[
-            Route(_PATH, list_or_create, methods=["GET", "POST"]),
-            Route(_PATH + "/{number:int}", get_or_cancel, methods=["GET", "DELETE"]),
+    return api.build_app(
+        [
+            api.route(_PATH, list_or_create, "GET", "POST"),
+            api.route(_PATH + "/{number:int}", get_or_cancel, "GET", "DELETE"),
         ],
-        exception_handlers={RefusedError: _refuse},
+        describe=lambda error: {"TraceId": str(uuid.uuid4()), "Message": str(error)},
     )
-
-
-def _check(request: Request, pools: Sequence[str]) -> str:
-    """Return the pool that a request names, if it may use it."""
-    if request.headers.get("Authorization") != f"Bearer {EMULATOR_TOKEN}":
-        raise RefusedError(HTTPStatus.UNAUTHORIZED, "The request has no valid bearer token.")
-    pool = str(request.path_params["pool"])
-    if pool not in pools:
-        raise RefusedError(HTTPStatus.NOT_FOUND, f"The workspace has no Spark pool '{pool}'.")
-    return pool
 
 
 def _number(request: Request, name: str, *, default: int) -> int:
@@ -321,32 +290,9 @@ def _number(request: Request, name: str, *, default: int) -> int:
     return int(text)
 
 
-async def _json_of(request: Request) -> Mapping[str, Any]:
-    try:
-        body = await request.json()
-    except ValueError as e:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"The body is not JSON: {e}") from e
-    if not isinstance(body, dict):
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "The body is not a JSON object.")
-    return body
-
-
 def _view(request: Request, batch: Batch) -> dict[str, Any]:
     detailed = request.query_params.get("detailed", "").lower() == "true"
     return batch.detailed() if detailed else batch.plain()
-
-
-async def _refuse(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    headers = {}
-    if error.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
-    body = {"TraceId": str(uuid.uuid4()), "Message": str(error)}
-    return JSONResponse(body, status_code=error.status, headers=headers)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat()
 
 
 def main() -> None:
@@ -358,8 +304,7 @@ def main() -> None:
     options = parser.parse_args()
     batches = Batches(options.livy)
     threading.Thread(target=batches.watch, daemon=True).start()
-    app = build_app(batches, options.pool)
-    uvicorn.run(app, host=HOST, port=options.port, access_log=False, timeout_graceful_shutdown=1)
+    api.serve(build_app(batches, options.pool), options.port)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import Emulator
 from synapse_assets.errors import DatasetNotFoundError
-from synapse_assets.services import abfs_jars_folder
+from synapse_assets.services import ABFS_JARS
 from synapse_assets_tests.contract.stores import Store
 
 STEPS = "synapse_assets_tests.example_steps"
@@ -35,7 +35,7 @@ def target(request: pytest.FixtureRequest, store: Store, datastore: Datastore) -
         return LocalCpu(datastore=datastore)
     if store.name == "azurite":
         request.getfixturevalue("spark_abfs_jars")
-    return LocalSpark(datastore=datastore, abfs_jars=str(abfs_jars_folder()), driver_memory="1g")
+    return LocalSpark(datastore=datastore, abfs_jars=str(ABFS_JARS.folder), driver_memory="1g")
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_spark_writes_and_reads_partitions(
 ) -> None:
     if store.name == "azurite":
         request.getfixturevalue("spark_abfs_jars")
-    spark = LocalSpark(datastore=datastore, abfs_jars=str(abfs_jars_folder()), driver_memory="1g")
+    spark = LocalSpark(datastore=datastore, abfs_jars=str(ABFS_JARS.folder), driver_memory="1g")
 
     @dg.asset(partitions_def=DAYS, metadata={"partition_by": "day"})
     def ids(
@@ -179,7 +179,7 @@ def test_no_secret_is_in_what_a_run_leaves_behind(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    target = LocalSpark(datastore=datastore, abfs_jars=str(abfs_jars_folder()), driver_memory="1g")
+    target = LocalSpark(datastore=datastore, abfs_jars=str(ABFS_JARS.folder), driver_memory="1g")
     if store.name != "azurite":
         pytest.skip(f"the store '{store.name}' takes no secret")
     assert isinstance(datastore.credential, Emulator)

@@ -36,7 +36,7 @@ from synapse_assets.datastore.hadoop import (
 )
 from synapse_assets.datastore.storage import Storage, StoredFile
 from synapse_assets.errors import StorageError
-from synapse_assets.services import Azurite, abfs_jars_folder
+from synapse_assets.services import ABFS_JARS, Azurite
 from synapse_assets_tests.contract.stores import AZURITE, CONTAINER, HDFS, STORES
 
 HOSTILE = [
@@ -60,7 +60,7 @@ pytestmark = pytest.mark.spark
 def java(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """What a SparkSession has of Java: a `sparkContext` with its private members."""
     folder = tmp_path_factory.mktemp("java")
-    jars = os.pathsep.join(map(str, sorted(abfs_jars_folder().glob("*.jar"))))
+    jars = os.pathsep.join(map(str, sorted(ABFS_JARS.folder.glob("*.jar"))))
     conf = SparkConf(loadDefaults=False).setAll(
         [
             ("spark.driver.extraClassPath", jars),

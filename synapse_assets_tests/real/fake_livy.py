@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from synapse_assets.compute import runner
 from synapse_assets.compute.channel import chunk_uri
 from synapse_assets.datastore.storage import LocalStorage
-from synapse_assets.services.process import HOST
+from synapse_assets_tests.real.json_server import JsonServer
 
 PHASES = ("not_started", "starting", "running")
 _LOG = ["stdout: ", "the batch says this", "stderr: "]
@@ -156,56 +155,17 @@ def _no_spark() -> Any:
     raise AssertionError
 
 
-class FakeLivy:
+class FakeLivy(JsonServer):
     """The server, as a context manager. Its port stays the same over `forget`."""
 
     def __init__(self) -> None:
         """Create the server without starting it."""
+        super().__init__()
         self._lock = threading.Lock()
         self._batches: dict[int, Batch] = {}
         self._plans: dict[str, Plan] = {}
         self._next = 0
         self.all: list[Batch] = []
-        livy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def do_GET(self) -> None:
-                self._answer("GET")
-
-            def do_POST(self) -> None:
-                self._answer("POST")
-
-            def do_DELETE(self) -> None:
-                self._answer("DELETE")
-
-            def _answer(self, method: str) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, answer = livy.answer(method, self.path, body)
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-                return
-
-        self._server = ThreadingHTTPServer((HOST, 0), Handler)
-        self._server.daemon_threads = True
-        self.port = int(self._server.server_address[1])
-
-    @property
-    def url(self) -> str:
-        """The root of the REST API."""
-        return f"http://{HOST}:{self.port}"
-
-    def __enter__(self) -> "FakeLivy":
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
 
     def __exit__(
         self,
@@ -213,8 +173,7 @@ class FakeLivy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__exit__(kind, error, traceback)
         for batch in self.all:
             batch.killed.set()
 

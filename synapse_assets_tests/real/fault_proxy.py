@@ -19,7 +19,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import BinaryIO, Literal, get_args
 
-from synapse_assets.services.process import HOST, choose_port
+from synapse_assets.services.process import HOST, choose_ports
 
 FaultKind = Literal[
     "refused",  # nothing listens for a second, and all open connections end
@@ -140,7 +140,7 @@ class FaultProxy:
                 gets a token and returns a SAS that goes on in its place, None to refuse it.
         """
         self._authorize = authorize
-        self.port = choose_port(None, server="The proxy")
+        (self.port,) = choose_ports("The proxy", None)
         self._service_port = port
         self._lock = threading.RLock()
         self._seen: list[Request] = []

@@ -15,12 +15,12 @@ from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import Emulator
 from synapse_assets.errors import ConfigurationError
 from synapse_assets.services import (
+    ABFS_JARS,
     AzureMLStandIn,
     Azurite,
     Hdfs,
     Livy,
     SynapseEmulator,
-    fetch_abfs_jars,
     spark_conf_for,
 )
 
@@ -60,7 +60,7 @@ def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
 def spark_abfs_jars() -> list[Path]:
     """The jars that go first on Spark's classpath for the ABFS driver."""
     with skipping_without_services():
-        return fetch_abfs_jars()
+        return ABFS_JARS.jars()
 
 
 @pytest.fixture(scope="session")

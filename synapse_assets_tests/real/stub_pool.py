@@ -1,24 +1,19 @@
 """A Spark pool whose batches are over as soon as they are asked for: the rest is our own share."""
 
 import json
-import re
-import threading
 import time
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from synapse_assets.compute.channel import chunk_uri
-from synapse_assets.services.process import HOST
+from synapse_assets_tests.real.json_server import JsonServer
 
-_BATCHES = re.compile(r".*/batches(?:/(?P<id>\d+))?$")
 _PIPES_VERSION = "0.1"
 
 
-class StubPool:
-    """Livy's and Synapse's batches on loopback, in threads of this process, as a context manager.
+class StubPool(JsonServer):
+    """Livy's batches, and Synapse's below any path.
 
     It does at once what a step on the pool does: it writes the step's last words and its manifest,
     which names no files. The datastore has to be a folder of this machine.
@@ -29,48 +24,21 @@ class StubPool:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.seconds: list[float] = []
         self.names: list[str] = []
-        pool = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            # An answer goes out whole, and at once.
-            wbufsize = -1
-            disable_nagle_algorithm = True
-
-            def do_GET(self) -> None:
-                match = _BATCHES.match(self.path.partition("?")[0])
-                if match is None or match["id"] is None:
-                    self.send_error(HTTPStatus.NOT_FOUND)
-                else:
-                    self._answer(pool.view(int(match["id"])))
-
-            def do_POST(self) -> None:
-                started = time.perf_counter()
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                self._answer(pool.run(json.loads(body)))
-                pool.seconds.append(time.perf_counter() - started)
-
-            def _answer(self, answer: dict[str, Any]) -> None:
-                content = json.dumps(answer).encode()
-                self.send_response(HTTPStatus.OK)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer((HOST, 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    @property
-    def url(self) -> str:
-        """The root of the REST API, and what stands for a workspace's endpoint."""
-        return f"http://{HOST}:{self._server.server_port}"
+    def answer(self, method: str, target: str, body: bytes) -> tuple[int, Any]:
+        """Run a batch, or tell of one."""
+        if method == "POST":
+            started = time.perf_counter()
+            view = self.run(json.loads(body))
+            self.seconds.append(time.perf_counter() - started)
+            return HTTPStatus.OK, view
+        number = target.partition("?")[0].rpartition("/batches/")[2]
+        if not number.isdecimal():
+            return HTTPStatus.NOT_FOUND, {}
+        return HTTPStatus.OK, self.view(int(number))
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what the batch would do, and return what the service says of it."""
@@ -111,20 +79,6 @@ class StubPool:
             "appId": None,
             "log": [],
         }
-
-    def __enter__(self) -> "StubPool":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def _write(location: str, content: dict[str, Any]) -> None:

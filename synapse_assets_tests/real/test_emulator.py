@@ -276,7 +276,7 @@ def test_a_batch_runs_on_the_workers_of_a_cluster(
         job = pool.wait(pool.submit(program).id)
         log = log_of(livy, job.id)
         folders = [livy.folder, emulator.folder, cluster.folder]
-        servers = [livy.server, emulator.server, cluster.master, *cluster.workers]
+        servers = [*livy.servers, *emulator.servers, *cluster.servers]
         groups = [server.process_group for server in servers]
     assert job.result == "Succeeded", log
     assert log.count("by the worker True") == 2

@@ -499,20 +499,13 @@ def test_azurite_that_stays_down_is_given_up_within_a_minute_or_so(
 @pytest.fixture
 def on_hdfs(hdfs: Hdfs) -> Iterator[Datastore]:
     yield Datastore(root=f"{hdfs.url}/faults-{uuid.uuid4().hex[:8]}")
-    if not hdfs.namenode.is_running:
-        hdfs.start_namenode()
-    if not hdfs.datanode.is_running:
-        hdfs.start_datanode()
+    hdfs.start()
 
 
 def _crash(hdfs: Hdfs, server: str) -> Callable[[], None]:
     def crash_and_restart() -> None:
-        if server == "namenode":
-            hdfs.kill_namenode()
-            hdfs.start_namenode()
-        else:
-            hdfs.kill_datanode()
-            hdfs.start_datanode()
+        (hdfs.namenode if server == "namenode" else hdfs.datanode).kill()
+        hdfs.start()
 
     return crash_and_restart
 
@@ -597,12 +590,12 @@ def test_a_name_node_that_stays_down_is_given_up_within_a_minute(
 ) -> None:
     put(on_hdfs, SLOT, numbers(1))
     staged = stage_table(on_hdfs, SLOT, numbers(2))
-    hdfs.kill_namenode()
+    hdfs.namenode.kill()
     start = time.monotonic()
     try:
         error = try_commit(on_hdfs, staged)
     finally:
-        hdfs.start_namenode()
+        hdfs.start()
     assert error is not None
     assert "name node" in str(error)
     assert time.monotonic() - start < _LONGEST_SECONDS

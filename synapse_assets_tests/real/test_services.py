@@ -31,7 +31,7 @@ from hdfs_native import Client
 from synapse_assets.errors import ConfigurationError, SynapseAssetsError
 from synapse_assets.services import Azurite, Hdfs, downloads
 from synapse_assets.services.azurite import ACCOUNT, ACCOUNT_KEY
-from synapse_assets.services.process import Server, choose_port, is_free
+from synapse_assets.services.process import Server, Service, choose_ports, is_free
 
 pytestmark = pytest.mark.services
 
@@ -174,12 +174,12 @@ def test_hdfs_keeps_files_over_a_crash_of_either_server(hdfs: Hdfs) -> None:
     folder = f"/services-{uuid.uuid4().hex[:8]}"
     with client.create(f"{folder}/a=1/ü.bin") as file:
         file.write(b"content" * 100_000)
-    hdfs.kill_datanode()
-    hdfs.start_datanode()
+    hdfs.datanode.kill()
+    hdfs.start()
     assert client.read(f"{folder}/a=1/ü.bin").read() == b"content" * 100_000
-    hdfs.kill_namenode()
+    hdfs.namenode.kill()
     assert is_free(hdfs.ports["namenode"])
-    hdfs.start_namenode()
+    hdfs.start()
     assert Client(hdfs.url).read(f"{folder}/a=1/ü.bin").read() == b"content" * 100_000
 
 
@@ -195,7 +195,7 @@ def test_hdfs_checks_permissions_of_all_but_the_user_who_started_it(
 
 
 def test_services_listen_on_loopback_only(azurite: Azurite, hdfs: Hdfs) -> None:
-    for server in (azurite.server, hdfs.namenode, hdfs.datanode):
+    for server in (*azurite.servers, *hdfs.servers):
         addresses = listening_addresses(server)
         assert addresses, server.name
         assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, server.name
@@ -205,7 +205,7 @@ def test_nothing_is_left_of_stopped_services() -> None:
     with ExitStack() as stack:
         azurite = stack.enter_context(Azurite())
         hdfs = stack.enter_context(Hdfs())
-        servers = [azurite.server, hdfs.namenode, hdfs.datanode]
+        servers = [*azurite.servers, *hdfs.servers]
         processes = [process for server in servers for process in processes_of(server)]
         assert len(processes) == 6  # each with its guard
     assert not any(process.is_running() for process in processes)
@@ -218,7 +218,7 @@ def test_services_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = (
         "import pathlib, sys, time; from synapse_assets.services import Azurite\n"
         "server = Azurite(folder=pathlib.Path(sys.argv[1])); server.start()\n"
-        "print(server.server.process_group, server.endpoint, flush=True); time.sleep(600)"
+        "print(server.servers[0].process_group, server.endpoint, flush=True); time.sleep(600)"
     )
     call = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as parent:
@@ -248,19 +248,27 @@ def test_a_taken_port_is_refused_with_the_remedy() -> None:
                 service(port=port)
 
 
+class NeverReady(Service):
+    """A service that runs a command and is never ready."""
+
+    start_seconds = 2.0
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        super().__init__(folder)
+        self.servers = [Server("Nothing", command, log_file=folder / "log")]
+
+    def is_ready(self) -> bool:
+        return False
+
+
 def test_a_server_that_does_not_start_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     program = "import sys; print('no such\\nfolder', file=sys.stderr); sys.exit(3)"
-    server = Server("Nothing", [sys.executable, "-c", program], log_file=tmp_path / "log")
-    server.start()
-    with pytest.raises(SynapseAssetsError, match=r"Nothing ended while it started[^\0]*folder$"):
-        server.wait_until(lambda: False, seconds=30)
-    silent = Server("Silence", ["sleep", "60"], log_file=tmp_path / "log")
-    silent.start()
-    wait_for(lambda: len(processes_of(silent)) == 2, what="its guard has started it")
-    processes = processes_of(silent)
-    with pytest.raises(SynapseAssetsError, match="Silence did not answer within 0 s"):
-        silent.wait_until(lambda: False, seconds=0.2)
-    assert not any(process.is_running() for process in processes)
+    with pytest.raises(SynapseAssetsError, match=r"Nothing ended\. [^\0]*folder$"):
+        NeverReady(tmp_path, sys.executable, "-c", program).start()
+    silent = NeverReady(tmp_path, "sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    with pytest.raises(SynapseAssetsError, match="Nothing was not ready within 2 s"):
+        silent.start()
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_a_missing_program_is_named_with_how_to_install_it(
@@ -272,9 +280,9 @@ def test_a_missing_program_is_named_with_how_to_install_it(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SYNAPSE_ASSETS_SERVICES", str(tmp_path / "services"))
     for program, fetch in (
-        ("npm", downloads.fetch_azurite),
-        ("mvn", downloads.fetch_hdfs_jars),
-        ("node", downloads.require_node),
+        ("npm", downloads.AZURITE_PACKAGES.fetch),
+        ("mvn", downloads.HDFS_JARS.fetch),
+        ("node", Azurite),
     ):
         with pytest.raises(ConfigurationError) as refused:
             fetch()
@@ -294,26 +302,25 @@ def test_what_was_fetched_half_is_fetched_again(
     write = 'for a; do case $a in -DoutputDirectory=*) touch "${a#*=}/one.jar";; esac; done\n'
     mvn.write_text(f"#!/bin/sh\n{write}echo '[ERROR] the line went dead'\nexit 1\n")
     mvn.chmod(0o755)
+    example = downloads.jars("example", "An example", "a:b:1")
     with pytest.raises(ConfigurationError, match=r"could not fetch a:b:1: \[ERROR\] the line went"):
-        downloads.fetch_jars("example", ["a:b:1"])
+        example.fetch()
     mvn.write_text(f"#!/bin/sh\n{write}echo called >> '{tmp_path}/calls'\n")
     for _ in range(2):
-        assert [jar.name for jar in downloads.fetch_jars("example", ["a:b:1"])] == ["one.jar"]
+        assert [jar.name for jar in example.jars()] == ["one.jar"]
     assert (tmp_path / "calls").read_text() == "called\n"
 
 
 @pytest.mark.timeout(300)
 def test_the_supervisor_runs_until_it_is_told_to_stop_and_keeps_the_data(tmp_path: Path) -> None:
-    ports = [choose_port(None, server="a test")]
-    for _ in range(3):
-        ports.append(choose_port(None, server="a test", others=ports))
+    ports = choose_ports("A test", *[None] * 5)
     script = (
-        "import functools, pathlib, sys\n"
-        "from synapse_assets.services.supervisor import run_services\n"
-        "blob, queue, hdfs, synapse = map(int, sys.argv[2:])\n"
-        "run_services(azurite_port=blob, azurite_queue_port=queue, hdfs_port=hdfs,\n"
-        "    synapse_port=synapse,\n"
-        "    data=pathlib.Path(sys.argv[1]), say=functools.partial(print, flush=True))"
+        "import functools, pathlib, signal, sys\n"
+        "from synapse_assets.services.supervisor import Ports, run_services\n"
+        # It may be ignored: a shell does that to what it runs in the background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "run_services(ports=Ports(*map(int, sys.argv[2:])), data=pathlib.Path(sys.argv[1]),\n"
+        "    say=functools.partial(print, flush=True))"
     )
     call = [sys.executable, "-c", script, str(tmp_path), *map(str, ports)]
     said = ""
@@ -334,6 +341,7 @@ def test_the_supervisor_runs_until_it_is_told_to_stop_and_keeps_the_data(tmp_pat
         assert all(is_free(port) for port in ports)
     assert said.count("Stopped. The data is kept") == 2
     assert re.search(rf"export SYNAPSE_ASSETS_DATASTORE=hdfs://127.0.0.1:{ports[2]}/", said)
+    assert f". {tmp_path}/azureml/azure.env" in said
     with (
         Azurite(folder=tmp_path / "azurite") as azurite,
         BlobServiceClient(azurite.endpoint, credential=ACCOUNT_KEY) as service,
