@@ -33,6 +33,7 @@ from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from synapse_assets.arrivals.listing import Walk, look_at
+from synapse_assets.arrivals.runs import recall
 from synapse_assets.arrivals.scan import is_partition_key
 from synapse_assets.console import Summary
 from synapse_assets.datasets.description import describe
@@ -173,12 +174,14 @@ def land_file(datastore: Datastore, source: Path) -> str:
 
 
 def register_arrivals(instance: dg.DagsterInstance, datastore: Datastore) -> list[str]:
-    """Make every arrival of the landing folder a partition, and return their names."""
+    """Make every arrival that is new to Dagster a partition; return the names of all arrivals."""
     found = {arrival.name for arrival in Walk(datastore, PATTERNS)}
     names = sorted(name for name in found if is_partition_key(name))
     known = set(instance.get_dynamic_partitions(ARRIVALS_NAME))
-    if set(names) - known:
-        instance.add_dynamic_partitions(ARRIVALS_NAME, sorted(set(names) - known))
+    # One that has runs, and is no partition, was retired.
+    sensor = TITANIC_ARRIVALS.sensor
+    new = [n for n in names if n not in known and recall(instance, sensor, n) is None]
+    instance.add_dynamic_partitions(ARRIVALS_NAME, new)
     return names
 
 
@@ -197,6 +200,7 @@ def observe_arrival(
         raise PartitionNotFoundError(
             f"The arrival '{arrival}' is gone from {datastore.uri(LANDING_FOLDER)}: land it again."
         )
+    instance.add_dynamic_partitions(ARRIVALS_NAME, [arrival])
     tags = TITANIC_ARRIVALS.claim(datastore, instance, found)
     observation = TITANIC_ARRIVALS.observation(found)
     latest = instance.fetch_observations(
@@ -431,8 +435,7 @@ def _holds(storage: Storage, uri: str, source: Path) -> bool:
     if stored is None or stored.size != source.stat().st_size:
         return False
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(storage.local_path(uri, folder=Path(folder)))
-        return sha256_of(copy) == sha256_of(source)
+        return storage.download(uri, Path(folder, "copy")) == sha256_of(source)
 
 
 class _Loaders(LoadingContext):

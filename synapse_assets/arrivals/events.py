@@ -28,7 +28,8 @@ from itertools import islice
 from synapse_assets.arrivals.cursor import Cursor
 from synapse_assets.arrivals.inbox import EventState, Inbox, MessageCounts, Place
 from synapse_assets.arrivals.ledger import Ledger
-from synapse_assets.arrivals.listing import Arrival, look_at
+from synapse_assets.arrivals.listing import Arrival, TooLargeError, look_at
+from synapse_assets.arrivals.orders import NO_ORDERS, Orders
 from synapse_assets.arrivals.pattern import ArrivalPatterns
 from synapse_assets.arrivals.scan import Outcome, ScanSettings, is_partition_key, scan
 from synapse_assets.datastore import Datastore
@@ -101,6 +102,7 @@ def scan_events(
     ledger: Ledger,
     now: float,
     settings: ScanSettings,
+    orders: Orders = NO_ORDERS,
     clock: Callable[[], float] = time.monotonic,
 ) -> EventTick:
     """Delete what the last tick received, receive more, and look at the arrivals they name.
@@ -115,6 +117,7 @@ def scan_events(
         ledger: What was handed over before.
         now: The time, in seconds since 1970.
         settings: Bounds of the tick.
+        orders: What somebody told the sensor by hand.
         clock: Tells how long the tick takes, in seconds.
 
     Raises:
@@ -125,7 +128,24 @@ def scan_events(
     queue = datastore.storage_queue(events.queue, account=events.account)
     state = EventState.read(cursor.events)
     queue.delete(state.receipts)
-    inbox = Inbox(queue, Place(datastore.location, patterns), kept=state.names)
+    told = (name for name in orders.replay if orders.is_open(name, ledger.get(name)))
+    kept = dict.fromkeys((*state.names, *told))
+    inbox = Inbox(queue, Place(datastore.location, patterns), kept=kept)
+    too_large: set[str] = set()
+
+    def look(name: str) -> Arrival | None:
+        try:
+            return look_at(
+                datastore,
+                patterns,
+                name,
+                max_blobs=settings.max_blobs,
+                max_seconds=settings.max_seconds,
+            )
+        except TooLargeError:
+            too_large.add(name)
+            return None
+
     looked_at: dict[str, Arrival | None] = {}
     found: Iterable[Arrival] = ()
     if settings.max_runs > 0:
@@ -135,15 +155,24 @@ def scan_events(
             until=started + _RECEIVING_SHARE * settings.max_seconds,
             clock=clock,
         )
-        found = _look_at(inbox.names, datastore=datastore, patterns=patterns, noting=looked_at)
-    outcome = scan(found, cursor=cursor, ledger=ledger, now=now, settings=settings, clock=clock)
+        found = _look_at(inbox.names, look, noting=looked_at)
+    outcome = scan(
+        found,
+        cursor=cursor,
+        ledger=ledger,
+        now=now,
+        settings=settings,
+        orders=orders,
+        clock=clock,
+    )
     asked = {ask.arrival.name for ask in outcome.asked}
     done = {
         name
         for name, arrival in looked_at.items()
-        if name in asked or not _may_change(arrival, ledger)
+        if name in asked or not _may_change(arrival, ledger, orders)
     }
-    left = inbox.state(done, wants_full_pass=state.wants_full_pass)
+    # What a tick cannot list, a pass lists in parts.
+    left = inbox.state(done, wants_full_pass=state.wants_full_pass or bool(too_large))
     return EventTick(
         outcome=replace(outcome, cursor=replace(outcome.cursor, events=left.write())),
         counts=replace(inbox.counts, arrivals=len(looked_at), kept=len(left.names)),
@@ -160,15 +189,14 @@ def passed(cursor: Cursor) -> Cursor:
 
 def _look_at(
     names: Iterable[str],
+    look: Callable[[str], Arrival | None],
     *,
-    datastore: Datastore,
-    patterns: ArrivalPatterns,
     noting: dict[str, Arrival | None],
 ) -> Iterator[Arrival]:
     """Yield the arrivals of these names that are there; note all that were looked at."""
     waiting = iter(tuple(names))
     while chunk := list(islice(waiting, _ARRIVALS_AT_A_TIME)):
-        found = for_each_file(lambda name: look_at(datastore, patterns, name), chunk)
+        found = for_each_file(look, chunk)
         for name, arrival in zip(chunk, found, strict=True):
             # The scan takes none that it does not look at.
             noting[name] = arrival
@@ -176,9 +204,8 @@ def _look_at(
                 yield arrival
 
 
-def _may_change(arrival: Arrival | None, ledger: Ledger) -> bool:
+def _may_change(arrival: Arrival | None, ledger: Ledger, orders: Orders) -> bool:
     """Tell whether an arrival that no run was asked for is to be looked at again."""
     if arrival is None or not is_partition_key(arrival.name):
         return False
-    handed_over = ledger.get(arrival.name)
-    return handed_over is None or handed_over.content != arrival.content
+    return not orders.is_done(arrival, ledger.get(arrival.name))

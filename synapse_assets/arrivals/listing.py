@@ -29,6 +29,10 @@ _MODULUS = 1 << (8 * _DIGEST_BYTES)
 _NAMES_TOLD = 5
 
 
+class TooLargeError(Exception):
+    """Raised when an arrival takes more to list than it may."""
+
+
 @dataclass(frozen=True)
 class Arrival:
     """The blobs of one partition, as a listing shows them; the blobs themselves are not kept.
@@ -179,10 +183,9 @@ class Walk:
         for name_of_arrival in list(self._open):
             if name is None or not name.startswith(self._patterns.beginning(name_of_arrival)):
                 arrival = self._open.pop(name_of_arrival).closed()
-                if self._may_be_cut(name_of_arrival) and self._is_small(arrival):
-                    yield from self._look_again(name_of_arrival)
-                else:
-                    yield arrival
+                whole = self._look_again(arrival) if self._may_be_cut(arrival.name) else arrival
+                if whole is not None:
+                    yield whole
 
     def _may_be_cut(self, arrival: str) -> bool:
         """Tell whether blobs of an arrival may lie before the place where the walk began."""
@@ -192,13 +195,21 @@ class Walk:
         beginning = self._patterns.beginning(arrival)
         return self._middle is not None and self._middle.startswith(beginning)
 
-    def _look_again(self, name: str) -> Iterator[Arrival]:
-        arrival = look_at(self._datastore, self._patterns, name, clock=self._clock)
-        if arrival is not None:
-            yield arrival
-
-    def _is_small(self, arrival: Arrival) -> bool:
-        return self._max_blobs is None or arrival.blobs <= self._max_blobs
+    def _look_again(self, parts: Arrival) -> Arrival | None:
+        """Return an arrival as it lies there now; its parts, if it is too large for that."""
+        if self._max_blobs is not None and parts.blobs > self._max_blobs:
+            return parts
+        try:
+            return look_at(
+                self._datastore,
+                self._patterns,
+                parts.name,
+                max_blobs=self._max_blobs,
+                max_seconds=self._max_seconds,
+                clock=self._clock,
+            )
+        except TooLargeError:
+            return parts
 
     def _add(self, blob: StoredFile, *, name: str) -> None:
         arrival = self._patterns.match(name)
@@ -219,15 +230,29 @@ def look_at(
     patterns: ArrivalPatterns,
     arrival: str,
     *,
+    max_blobs: int | None = None,
+    max_seconds: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Arrival | None:
     """Return one arrival as it lies there now, None if there is no blob of it.
 
     Raises:
+        TooLargeError: It has more blobs, or takes more time, than that.
         StorageError: The store refused to list it, or could not be reached.
     """
     now = clock()
-    return _sum_up(arrival, _blobs_of(datastore, patterns, arrival), now=now)
+    blobs = _blobs_of(datastore, patterns, arrival)
+
+    def bounded() -> Iterator[tuple[str, StoredFile]]:
+        for number, blob in enumerate(blobs, 1):
+            is_late = (
+                number % 1_000 == 0 and max_seconds is not None and clock() - now > max_seconds
+            )
+            if is_late or (max_blobs is not None and number > max_blobs):
+                raise TooLargeError(arrival)
+            yield blob
+
+    return _sum_up(arrival, bounded(), now=now)
 
 
 def find_arrival(
@@ -261,11 +286,7 @@ def find_arrival(
                 "partition."
             )
     if not blobs:
-        names = ", ".join(_some_names(datastore, patterns)) or "nothing"
-        raise PartitionNotFoundError(
-            f"No blob of the arrival '{arrival}' is in {uri}; there is {names}. "
-            "Land it again, or delete the partition."
-        )
+        raise not_there(datastore, patterns, arrival)
     return DatasetVersion(
         name=patterns.folder,
         uri=uri,
@@ -275,6 +296,18 @@ def find_arrival(
             DataFile(path=blob.path, size=blob.size, name=blob.path, etag=blob.etag)
             for _, blob in blobs
         ),
+    )
+
+
+def not_there(
+    datastore: Datastore, patterns: ArrivalPatterns, arrival: str
+) -> PartitionNotFoundError:
+    """Return the error that says that no blob of an arrival is there, and what is there."""
+    found = itertools.islice(Walk(datastore, patterns), _NAMES_TOLD)
+    names = ", ".join(sorted(arrival.name for arrival in found)) or "nothing"
+    return PartitionNotFoundError(
+        f"No blob of the arrival '{arrival}' is in {datastore.uri(patterns.folder)}; there is "
+        f"{names}. Land it again, or delete the partition."
     )
 
 
@@ -346,12 +379,6 @@ def _sum_up(arrival: str, blobs: Iterable[tuple[str, StoredFile]], *, now: float
 
 def _begin(arrival: str, blob: StoredFile, *, now: float) -> Arrival:
     return Arrival(arrival, 0, 0, 0, newest_modified=blob.modified, begun=now)
-
-
-def _some_names(datastore: Datastore, patterns: ArrivalPatterns) -> list[str]:
-    """Return the names of the first few arrivals that are there."""
-    found = itertools.islice(Walk(datastore, patterns), _NAMES_TOLD)
-    return sorted(arrival.name for arrival in found)
 
 
 def _digest(name: str, etag: str) -> int:

@@ -8,6 +8,7 @@ import dagster as dg
 
 from synapse_assets.arrivals.ledger import Entry
 from synapse_assets.arrivals.listing import find_arrival
+from synapse_assets.arrivals.orders import NO_ORDERS, Orders
 from synapse_assets.arrivals.pattern import ArrivalPatterns
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
@@ -62,6 +63,23 @@ class Retry:
         return f"{self.arrival}:{self.entry.content}:{self.entry.change}:retry{self.number}"
 
 
+@dataclass(frozen=True)
+class LatestRun:
+    """What `find_latest` tells of a run.
+
+    Attributes:
+        run_id: Its id.
+        status: Its status.
+        entry: The content that it is for; None if it is for no certain one.
+        created: When it was made, in seconds since 1970.
+    """
+
+    run_id: str
+    status: dg.DagsterRunStatus
+    entry: Entry | None
+    created: float
+
+
 def tags_of(sensor: str, arrival: str, entry: Entry) -> dict[str, str]:
     """Return the tags of a run for one content of an arrival."""
     return {
@@ -89,6 +107,27 @@ def count_queued(instance: dg.DagsterInstance, sensor: str) -> int:
     return instance.get_runs_count(dg.RunsFilter(statuses=_WAITING, tags={SENSOR_TAG: sensor}))
 
 
+def find_latest(instance: dg.DagsterInstance, sensor: str) -> dict[str, "LatestRun"]:
+    """Return the latest run for each arrival that has one."""
+    latest: dict[str, LatestRun] = {}
+    cursor = None
+    while True:
+        records = instance.get_run_records(
+            dg.RunsFilter(tags={SENSOR_TAG: sensor}), limit=10 * _PAGE, cursor=cursor
+        )
+        for record in records:
+            run = record.dagster_run
+            latest.setdefault(
+                run.tags.get(ARRIVAL_TAG, ""),
+                LatestRun(
+                    run.run_id, run.status, entry_of(run.tags), record.create_timestamp.timestamp()
+                ),
+            )
+        if len(records) < 10 * _PAGE:
+            return latest
+        cursor = records[-1].dagster_run.run_id
+
+
 def find_retries(
     instance: dg.DagsterInstance,
     sensor: str,
@@ -97,6 +136,7 @@ def find_retries(
     now: float,
     policy: RetryPolicy,
     limit: int,
+    orders: Orders = NO_ORDERS,
 ) -> tuple[list[Retry], float]:
     """Return failed arrivals that are due, and the time before which all failures are dealt with.
 
@@ -111,6 +151,7 @@ def find_retries(
         now: Seconds since 1970.
         policy: When to ask again.
         limit: At most so many are returned.
+        orders: What somebody told the sensor by hand.
     """
     if policy.max_attempts <= 1:
         return [], now
@@ -132,7 +173,7 @@ def find_retries(
         for record in records:
             since = max(since, record.update_timestamp.timestamp())
             retry = _retry_of(instance, sensor, record.dagster_run, policy)
-            if retry is not None:
+            if retry is not None and orders.ignored.get(retry.arrival) != retry.entry.content:
                 if len(retries) == limit:
                     return list(retries.values()), dealt_with
                 retries[retry.arrival] = retry

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from synapse_assets.arrivals.cursor import Counts, Cursor
 from synapse_assets.arrivals.ledger import Entry, Ledger
 from synapse_assets.arrivals.listing import Arrival
+from synapse_assets.arrivals.orders import NO_ORDERS, Orders
 
 _NAMES_TOLD = 100
 _MAX_WAITING = 1_000
@@ -24,11 +25,13 @@ class ScanSettings:
         settle_seconds: An arrival is settled once nothing of it has changed for so long.
         max_runs: At most so many runs are asked for.
         max_seconds: No further arrival is looked at after this time.
+        max_blobs: An arrival with more blobs is not listed at once.
     """
 
     settle_seconds: float = 30.0
     max_runs: int = 100
     max_seconds: float = 20.0
+    max_blobs: int = 200_000
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def scan(
     ledger: Ledger,
     now: float,
     settings: ScanSettings,
+    orders: Orders = NO_ORDERS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Look at arrivals and return those that a run is to be asked for.
@@ -99,6 +103,7 @@ def scan(
         ledger: What was handed over.
         now: Seconds since 1970.
         settings: The bounds.
+        orders: What somebody told the sensor by hand.
         clock: Measures the time that is spent here, in seconds.
 
     Raises:
@@ -129,7 +134,7 @@ def scan(
             not_named += 1
             if len(refused) < _NAMES_TOLD:
                 refused.append(arrival.name)
-        elif _is_known(ledger.get(arrival.name), arrival):
+        elif orders.is_done(arrival, ledger.get(arrival.name)):
             waiting.pop(arrival.name, None)
         elif not _is_settled(arrival, waiting, now=now, seconds=settings.settle_seconds):
             not_settled += 1
@@ -138,7 +143,7 @@ def scan(
         else:
             waiting.pop(arrival.name, None)
             last = ledger.confirm(arrival.name)
-            if not _is_known(last, arrival):
+            if not orders.is_done(arrival, last):
                 asked.append(Ask(arrival, change=0 if last is None else last.change + 1))
     ledger.doubt([ask.arrival.name for ask in asked], now=now)
     ledger.save()
@@ -162,10 +167,6 @@ def scan(
 def is_partition_key(name: str) -> bool:
     """Tell whether Dagster takes a name for that of a partition."""
     return _REFUSED.search(name) is None
-
-
-def _is_known(entry: Entry | None, arrival: Arrival) -> bool:
-    return entry is not None and entry.content == arrival.content
 
 
 def _is_settled(

@@ -1,7 +1,7 @@
 """The sensor factory: new content of an arrival becomes a partition, an observation and a run."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ from synapse_assets.arrivals import runs
 from synapse_assets.arrivals.cursor import Counts, Cursor
 from synapse_assets.arrivals.events import QueueEvents, passed, scan_events
 from synapse_assets.arrivals.ledger import Entry, Ledger
-from synapse_assets.arrivals.listing import Arrival, Position, Walk
+from synapse_assets.arrivals.listing import Arrival, Position, TooLargeError, Walk, look_at
+from synapse_assets.arrivals.orders import Orders
 from synapse_assets.arrivals.pattern import ArrivalPatterns
 from synapse_assets.arrivals.runs import RetryPolicy
 from synapse_assets.arrivals.scan import Outcome, ScanSettings, scan
@@ -57,6 +58,25 @@ class Arrivals:
             datastore.uri(FOLDER, self.sensor),
             recall=lambda arrival: runs.recall(instance, self.sensor, arrival),
         )
+
+    def read_orders(self, datastore: Datastore) -> Orders:
+        """Return what somebody told the sensor by hand.
+
+        Raises:
+            StorageError: The store refused to read it, or could not be reached.
+        """
+        return Orders.read(datastore.storage(), self._orders_uri(datastore))
+
+    def write_orders(self, datastore: Datastore, orders: Orders) -> None:
+        """Tell the sensor something by hand.
+
+        Raises:
+            StorageError: The store refused to write it, or could not be reached.
+        """
+        orders.write(datastore.storage(), self._orders_uri(datastore))
+
+    def _orders_uri(self, datastore: Datastore) -> str:
+        return datastore.uri(FOLDER, self.sensor, "orders")
 
     def claim(
         self, datastore: Datastore, instance: dg.DagsterInstance, arrival: Arrival
@@ -187,6 +207,7 @@ def evaluate(
             "are the most: none is asked for until fewer do.",
             cursor=cursor.to_json(),
         )
+    orders = arrivals.read_orders(datastore)
     retries, retries_from = runs.find_retries(
         context.instance,
         arrivals.sensor,
@@ -195,6 +216,7 @@ def evaluate(
         policy=limits.retries,
         # What is new shall not wait for what keeps failing.
         limit=max(1, room // 2),
+        orders=orders,
     )
     ledger = arrivals.open_ledger(datastore, context.instance)
     if ledger.was_damaged:
@@ -206,8 +228,9 @@ def evaluate(
         settle_seconds=limits.settle_seconds,
         max_runs=room - len(retries),
         max_seconds=limits.max_seconds_per_tick,
+        max_blobs=limits.max_blobs_per_tick,
     )
-    tick = _Tick(datastore, arrivals, ledger, limits, now=now)
+    tick = _Tick(datastore, arrivals, ledger, limits, orders=orders, now=now)
     cursor = replace(cursor, retries_from=retries_from)
     if events is None:
         outcomes = [tick.pass_on(cursor, settings)]
@@ -250,12 +273,14 @@ class _Tick:
         ledger: Ledger,
         limits: Limits,
         *,
+        orders: Orders,
         now: float,
     ) -> None:
         self._datastore = datastore
         self._arrivals = arrivals
         self._ledger = ledger
         self._limits = limits
+        self._orders = orders
         self._now = now
         self.said: list[str] = []
         self.refused: list[str] = []
@@ -273,8 +298,14 @@ class _Tick:
             max_blobs=self._limits.max_blobs_per_tick,
             max_seconds=settings.max_seconds,
         )
-        found = (arrival for arrival in walk if arrival.name not in asked)
-        outcome = scan(found, cursor=cursor, ledger=self._ledger, now=self._now, settings=settings)
+        outcome = scan(
+            self._find(walk, settings, asked),
+            cursor=cursor,
+            ledger=self._ledger,
+            now=self._now,
+            settings=settings,
+            orders=self._orders,
+        )
         # What lies behind the position is looked at again.
         counts += replace(outcome.counts, blobs=walk.blobs, arrivals=walk.arrivals)
         started = self._now if started is None else started
@@ -295,6 +326,30 @@ class _Tick:
         self._say(outcome, counts, is_complete=is_complete)
         return replace(outcome, cursor=after)
 
+    def _find(
+        self, walk: Walk, settings: ScanSettings, asked: Collection[str]
+    ) -> Iterator[Arrival]:
+        """Yield what is to be asked for once more, then what a walk finds, each once."""
+        seen = set(asked)
+        for name in self._orders.replay:
+            if name in seen or not self._orders.is_open(name, self._ledger.get(name)):
+                continue
+            try:
+                arrival = look_at(
+                    self._datastore,
+                    self._arrivals.patterns,
+                    name,
+                    max_blobs=settings.max_blobs,
+                    max_seconds=settings.max_seconds,
+                )
+            except TooLargeError:
+                # The walk takes it in parts.
+                continue
+            if arrival is not None:
+                seen.add(name)
+                yield arrival
+        yield from (arrival for arrival in walk if arrival.name not in seen)
+
     def receive(self, cursor: Cursor, settings: ScanSettings, events: QueueEvents) -> list[Outcome]:
         """Look at what messages tell of and, where it is due, go on with a pass."""
         begun = time.monotonic()
@@ -305,7 +360,9 @@ class _Tick:
             cursor=cursor,
             ledger=self._ledger,
             now=self._now,
-            settings=settings,
+            # A pass is to come on even while messages never end.
+            settings=replace(settings, max_seconds=settings.max_seconds / 2),
+            orders=self._orders,
         )
         outcomes = [tick.outcome]
         self.said.append(f"{tick.counts}, {_count(tick.counts.arrivals, 'arrival')} looked at")

@@ -185,6 +185,8 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
     from deltalake.exceptions import CommitFailedError
     from deltalake.transaction import create_table_with_add_actions
 
+    from synapse_assets.datasets.retirement import take_back
+
     uri = dataset_uri(datastore, slot.name)
     _check_files(datastore, uri, staged)
     app_id = f"{slot.name}/{staged.attempt}"
@@ -197,6 +199,7 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
             if made is not None:
                 return resolve(datastore, slot.name, version=made, partitions=_only(slot))
             check_protocol(table, uri)
+            table = take_back(datastore, table, slot)
         if new is None:
             new = _new_content(datastore, uri, staged, slot)
         schema = new.schema

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from synapse_assets.arrivals.cursor import Cursor
 from synapse_assets.arrivals.events import QueueEvents, passed, scan_events
 from synapse_assets.arrivals.ledger import Entry, Ledger
-from synapse_assets.arrivals.listing import Walk, look_at
+from synapse_assets.arrivals.listing import Arrival, Walk, look_at
 from synapse_assets.arrivals.pattern import ArrivalPatterns
 from synapse_assets.arrivals.scan import Outcome, ScanSettings, scan
 from synapse_assets.datastore import Datastore
@@ -195,7 +195,11 @@ def _crashing(queue: ModelQueue, end: _End) -> Iterator[None]:
     elif end == "looked at":
         # Not at the first: a part of the arrivals was seen.
         calls = iter(range(2))
-        with patch(where, lambda *a: look_at(*a) if next(calls, None) is not None else crash()):
+
+        def last(*a: Any, **bounds: Any) -> Arrival | None:
+            return look_at(*a, **bounds) if next(calls, None) is not None else crash()
+
+        with patch(where, last):
             yield
     else:
         yield
