@@ -162,7 +162,7 @@ class Attempt:
             try:
                 batch_id = batch_id or service.find(submission)
                 if batch_id is not None:
-                    service.cancel(batch_id)
+                    service.cancel(batch_id, submission)
             except ComputeError as e:
                 # What ended this must not be lost: an interruption ends the run.
                 logger.error("%s", e)
@@ -200,9 +200,9 @@ class Attempt:
         while True:
             waited_for.add(batch_id)
             try:
-                self._wait(service, batch_id, limits=limits, say=say)
+                self._wait(service, batch_id, submission, limits=limits, say=say)
             except BaseException as e:
-                unsure = cancel(service, batch_id)
+                unsure = cancel(service, batch_id, submission)
                 # A step that has finished is finished, however its batch is ended.
                 manifest = self.manifest(submission) if isinstance(e, ComputeError) else None
                 if manifest is not None:
@@ -231,7 +231,7 @@ class Attempt:
                 batch_id = other
                 continue
             # What says that it has ended may be wrong, too.
-            unsure = cancel(service, batch_id) or unsure
+            unsure = cancel(service, batch_id, submission) or unsure
             manifest = self.manifest(submission)
             if manifest is not None:
                 return manifest
@@ -245,6 +245,7 @@ class Attempt:
         self,
         service: BatchService,
         batch_id: str,
+        submission: Submission,
         *,
         limits: Mapping[BatchState, float],
         say: Callable[[str], None],
@@ -253,7 +254,7 @@ class Attempt:
         # A state that comes back goes on counting, so a service that wavers outwits no limit.
         spent = dict.fromkeys(BatchState, 0.0)
         last: BatchState | None = None
-        while not (state := service.get_state(batch_id)).is_final:
+        while not (state := service.get_state(batch_id, submission)).is_final:
             now = time.monotonic()
             if last is not None:
                 spent[last] += now - changed
@@ -289,10 +290,10 @@ class Attempt:
         self.datastore.storage().write_atomically(uri, json.dumps(value, indent=1).encode())
 
 
-def cancel(service: BatchService, batch_id: str) -> ComputeError | None:
+def cancel(service: BatchService, batch_id: str, submission: Submission) -> ComputeError | None:
     """Cancel a batch; return why it is not known whether it ended, None if it is."""
     try:
-        service.cancel(batch_id)
+        service.cancel(batch_id, submission)
     except ComputeError as e:
         # Said here too: an interruption leaves no room for it.
         logger.error("%s", e)

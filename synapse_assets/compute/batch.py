@@ -71,8 +71,8 @@ class BatchService(ABC):
         """Return the id of the batch of a submission whose answer was lost, None if none is."""
 
     @abstractmethod
-    def get_state(self, batch_id: str) -> BatchState:
-        """Return the state of a batch; VANISHED for an id that the service does not know.
+    def get_state(self, batch_id: str, submission: Submission) -> BatchState:
+        """Return the state of a submission's batch; VANISHED if nothing knows of it any more.
 
         UNKNOWN if it could not be asked and was never heard of before.
         """
@@ -82,7 +82,7 @@ class BatchService(ABC):
         """Return when the batch may have changed its state, after `seconds` at the latest."""
 
     @abstractmethod
-    def cancel(self, batch_id: str) -> None:
+    def cancel(self, batch_id: str, submission: Submission) -> None:
         """Stop a batch, and return when nothing of it runs any more."""
 
     @abstractmethod

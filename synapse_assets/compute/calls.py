@@ -1,8 +1,12 @@
 """Calls to a service that runs batches: what goes wrong with them, and how long to go on asking."""
 
+import contextlib
 import datetime as dt
 import email.utils
+import json
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _MAX_RETRY_AFTER_SECONDS = 600.0
@@ -77,3 +81,42 @@ def parse_retry_after(value: str | None) -> float | None:
             return None
         seconds = (at - dt.datetime.now(tz=at.tzinfo)).total_seconds()
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
+
+
+@contextlib.contextmanager
+def translated(place: str) -> Iterator[None]:
+    """Let the errors of Azure's libraries, and answers that cannot be read, be a `CallError`."""
+    from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError
+    from msrest.exceptions import ClientException
+
+    try:
+        yield
+    except HttpResponseError as e:
+        if e.response is None:
+            # The answer broke off.
+            raise CallError(f"{place} could not be asked: {e.message}") from e
+        headers: Mapping[str, str] = getattr(e.response, "headers", None) or {}
+        raise CallError(
+            f"HTTP {e.status_code} {e.reason}: {_said(e.response, e.message)}",
+            status=e.status_code,
+            retry_after=parse_retry_after(headers.get("Retry-After")),
+        ) from e
+    except (AzureError, ClientException) as e:
+        raise CallError(
+            f"{place} could not be asked: {e}", was_sent=not isinstance(e, ServiceRequestError)
+        ) from e
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        raise CallError(f"{place} answered what cannot be read: {e!r}") from e
+
+
+def _said(response: Any, message: str) -> str:
+    """Return the service's own sentence."""
+    text = response.body().decode(errors="replace").strip()
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return text.partition("\n")[0] or message
+    if not isinstance(answer, dict):
+        return str(answer)
+    inner = answer["error"] if isinstance(answer.get("error"), dict) else answer
+    return str(inner.get("message") or inner.get("Message") or inner.get("msg") or answer)

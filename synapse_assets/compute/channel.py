@@ -5,6 +5,8 @@ It is shipped in the step's bundle and needs the standard library alone. A chunk
     messages         messages of Dagster Pipes
     is_last          whether the step has ended, and no chunk follows
     lost             how many bytes of output the chunk leaves out, where the store was down
+Beside the folder a file changes with every beat for as long as the step lives, so that one which
+its service has forgotten is not taken for dead. Who wants to end such a step leaves a file, too.
 """
 
 import contextlib
@@ -13,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from synapse_assets.datastore.storage import Storage
@@ -21,6 +23,7 @@ from synapse_assets.datastore.storage import Storage
 if TYPE_CHECKING:
     from dagster_pipes import PipesMessageWriter
 
+BEAT_SECONDS = 5.0
 # What comes meanwhile goes with the same chunk.
 _GATHER_SECONDS = 0.5
 _MAX_CHUNK_BYTES = 1 << 20
@@ -36,17 +39,36 @@ def chunk_uri(folder: str, number: int) -> str:
     return f"{folder}/{number:08d}.json"
 
 
+def beat_uri(folder: str) -> str:
+    """Return the location of the file that changes while the step lives."""
+    return f"{folder}.beat"
+
+
+def stop_uri(folder: str) -> str:
+    """Return the location of the file that has the step end itself."""
+    return f"{folder}.stop"
+
+
 class Channel:
     """Writes chunks from a thread of its own, half a second after there is something to say."""
 
-    def __init__(self, storage: Storage, folder: str, *, first: int = 1) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        folder: str,
+        *,
+        stop: Callable[[], None] | None = None,
+        first: int = 1,
+    ) -> None:
         """Create the channel.
 
         Args:
             storage: The store.
             folder: Location of the folder for the chunks.
+            stop: Is called, in another thread, when somebody wants the step to end.
             first: Number of the first chunk.
         """
+        self._stop = stop
         self._storage = storage
         self._folder = folder
         self._first = first
@@ -127,10 +149,17 @@ class Channel:
         return sum(map(len, self._output.values())) >= _MAX_BUFFER_BYTES
 
     def _write_chunks(self) -> None:
-        number = self._first
+        number, next_beat = self._first, time.monotonic()
         while True:
+            if time.monotonic() >= next_beat:
+                self._beat()
+                next_beat = time.monotonic() + BEAT_SECONDS
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._has_something())
+                is_due = self._changed.wait_for(
+                    lambda: self._is_closed or self._has_something(), next_beat - time.monotonic()
+                )
+                if not is_due:
+                    continue
                 if not self._is_closed:
                     self._changed.wait_for(lambda: self._is_closed, _GATHER_SECONDS)
                 chunk = self._take()
@@ -138,6 +167,13 @@ class Channel:
             number += 1
             if chunk["is_last"]:
                 return
+
+    def _beat(self) -> None:
+        # One that the store does not take is followed by others.
+        with contextlib.suppress(Exception):
+            self._storage.write_atomically(beat_uri(self._folder), str(time.time()).encode())
+            if self._stop and self._storage.read_text(stop_uri(self._folder)) is not None:
+                self._stop()
 
     def _has_something(self) -> bool:
         return bool(self._messages or any(self._output.values()))

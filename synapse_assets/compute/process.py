@@ -28,6 +28,7 @@ class _Process:
     popen: "subprocess.Popen[bytes]"
     folder: str
     forwarders: list[threading.Thread]
+    ended: threading.Event
     is_closed: bool = False
     tail: "deque[str]" = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
 
@@ -62,8 +63,9 @@ class LocalProcesses(BatchService):
         folder = tempfile.mkdtemp(prefix="synapse-assets-")
         storage = self._datastore.storage()
         try:
-            bundle = storage.local_path(submission.bundle, folder=Path(folder))
-            job_file = storage.local_path(submission.job_file, folder=Path(folder))
+            bundle, job_file = (str(Path(folder, name)) for name in ("bundle.zip", "job.json"))
+            storage.download(submission.bundle, Path(bundle))
+            storage.download(submission.job_file, Path(job_file))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -87,7 +89,9 @@ class LocalProcesses(BatchService):
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        process = _Process(popen, folder, [])
+        process = _Process(popen, folder, [], threading.Event())
+        # `Popen.wait` with a timeout looks every 50 ms; this one hears of the end at once.
+        threading.Thread(target=_watch, args=(process,), daemon=True).start()
         for stream, descriptor in ((popen.stdout, _STDOUT), (popen.stderr, _STDERR)):
             if stream is None:  # pragma: no cover -- both are pipes
                 raise AssertionError
@@ -104,7 +108,7 @@ class LocalProcesses(BatchService):
         """Return None: a batch does not outlive the orchestrator that asked for it."""
         return None
 
-    def get_state(self, batch_id: str) -> BatchState:
+    def get_state(self, batch_id: str, submission: Submission) -> BatchState:
         """Return the state of a batch that this process started."""
         process = self._processes.get(batch_id)
         if process is None:
@@ -118,20 +122,17 @@ class LocalProcesses(BatchService):
     def wait(self, batch_id: str, *, seconds: float) -> None:
         """Return when the process has ended and its output has been forwarded."""
         process = self._processes[batch_id]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.popen.wait(seconds)
+        if process.ended.wait(seconds):
             self._close(process)
 
-    def cancel(self, batch_id: str) -> None:
+    def cancel(self, batch_id: str, submission: Submission) -> None:
         """Terminate the whole process group; kill what is left of it after a grace period."""
         process = self._processes.get(batch_id)
         if process is None:
             return
         _signal_group(process.popen.pid, signal.SIGTERM)
         try:
-            process.popen.wait(_TERMINATION_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
+            process.ended.wait(_TERMINATION_GRACE_SECONDS)
         finally:
             self._close(process)
 
@@ -159,6 +160,11 @@ class LocalProcesses(BatchService):
         if process.popen.stdin is not None:
             process.popen.stdin.close()
         shutil.rmtree(process.folder, ignore_errors=True)
+
+
+def _watch(process: _Process) -> None:
+    process.popen.wait()
+    process.ended.set()
 
 
 def _forward(stream: IO[bytes], descriptor: int, tail: "deque[str]") -> None:

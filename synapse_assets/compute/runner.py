@@ -58,8 +58,6 @@ EXIT_STEP_FAILED = 3
 WATCH_PARENT = "SYNAPSE_ASSETS_WATCH_PARENT"
 # Environment variable of a node: the store, as `Datastore.storage_spec` describes it.
 STORAGE = "SYNAPSE_ASSETS_STORAGE"
-# Variables by which the nodes of one job tell themselves apart, the first one has 0.
-_RANKS = ("NODE_RANK", "RANK", "OMPI_COMM_WORLD_RANK")
 # What Azure ML's first SDK calls the variable of a DataReference; that of a dataset is called as
 # the input is.
 _INPUT_VARIABLE = "AZUREML_DATAREFERENCE_{name}"
@@ -114,7 +112,7 @@ def main_on_cluster() -> None:
     if not claimed and storage.read_text(job["claim"]) != application:
         sys.exit(f"Another batch does this work already, so {application} leaves it alone.")
     sys.argv[1:] = sys.argv[2:]
-    with Channel(storage, job["output"]).opened() as channel:
+    with Channel(storage, job["output"], stop=_kill_group).opened() as channel:
         code = _run_and_tell(job, storage=storage, spark=lambda: session, channel=channel)
     session.stop()
     sys.exit(code)
@@ -125,9 +123,6 @@ def main_on_node() -> None:
 
     The node has an identity of its own, by which it opens the store that its environment names.
     """
-    if any(int(os.environ.get(rank) or 0) for rank in _RANKS):
-        print("The first node of the job does the work.")
-        sys.exit()
     secrets = json.loads(os.environ.pop(SECRETS, "{}"))
     storage = open_storage(json.loads(os.environ[STORAGE]), secrets.get("storage", {}))
     text = storage.read_text(sys.argv[1])
@@ -144,7 +139,7 @@ def main_on_node() -> None:
     ]
     # A job that lost its node begins anew on another one, and goes on with the output.
     chunks = len(storage.list_files(job["output"]))
-    with Channel(storage, job["output"], first=chunks + 1).opened() as channel:
+    with Channel(storage, job["output"], stop=_kill_group, first=chunks + 1).opened() as channel:
         code = _run_and_tell(job, storage=storage, spark=_no_spark, channel=channel)
     sys.exit(code)
 
@@ -392,19 +387,24 @@ def _exit(code: int) -> None:
     os._exit(code)
 
 
+def _kill_group() -> None:
+    """Kill this process and its children."""
+    os.killpg(0, signal.SIGKILL)
+
+
 def _die_with_parent() -> None:
-    """Kill this process and its children once the parent is gone, however it went."""
+    """Die once the parent is gone, however it went."""
     while os.read(0, 1):
         pass
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    _kill_group()
 
 
 def _die_with_jvm(parent: int) -> None:
-    """Kill this process and its children once the driver's JVM is gone.
+    """Die once the driver's JVM is gone.
 
     A cluster ends the JVM; this process would go on, with nobody to hear it.
     """
     os.setpgid(0, 0)
     while os.getppid() == parent:
         time.sleep(_JVM_CHECK_SECONDS)
-    os.killpg(0, signal.SIGKILL)
+    _kill_group()

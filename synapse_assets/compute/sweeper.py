@@ -1,4 +1,4 @@
-"""The sweeper: what a killed orchestrator left running on a Spark pool is found and cancelled."""
+"""The sweeper: what a killed orchestrator left running on a service is found and cancelled."""
 
 import re
 import threading
@@ -11,9 +11,8 @@ import dagster as dg
 
 from synapse_assets.compute.attempt import Record, read_record
 from synapse_assets.compute.calls import CallError
-from synapse_assets.compute.spark.batches import is_over
-from synapse_assets.compute.spark.livy import LivyBatch
-from synapse_assets.compute.spark.pool import SparkPool
+from synapse_assets.compute.client import RemoteBatch
+from synapse_assets.compute.remote import RemoteTarget
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import SynapseAssetsError
 
@@ -33,7 +32,7 @@ _ROOT_RUN_ID = "dagster/root_run_id"
 
 @dataclass
 class Sweep:
-    """What one look at a pool came to.
+    """What one look at a service came to.
 
     Attributes:
         cancelled: A sentence about each batch that was cancelled.
@@ -55,23 +54,23 @@ class Sweep:
 
 
 def sweep(
-    pool: SparkPool,
+    target: RemoteTarget,
     instance: dg.DagsterInstance,
     *,
     start: int = 0,
     now: Callable[[], float] = time.time,
 ) -> Sweep:
-    """Cancel the batches of a pool for which no run waits, and none will.
+    """Cancel the batches of a service for which no run waits, and none will.
 
     Those are batches whose attempt has submitted another one since, and batches whose run ended
-    `orphaned_timeout_seconds` of the pool ago, with all of its re-executions. Whatever this
+    `orphaned_timeout_seconds` of the target ago, with all of its re-executions. Whatever this
     project's datastore or the instance does not know belongs to somebody else and is left alone.
 
     It returns within a minute, whatever the service does, and raises nothing that the service or
     the datastore is the cause of: `problem` tells.
 
     Args:
-        pool: The pool.
+        target: What runs the batches.
         instance: The Dagster instance that knows the runs.
         start: Where to begin in the service's list of batches: `start` of the look before.
         now: Returns the time, in seconds since 1970.
@@ -82,9 +81,9 @@ def sweep(
 
     def look() -> None:
         try:
-            _look(pool, instance, found, now=now, is_late=is_late)
+            _look(target, instance, found, now=now, is_late=is_late)
         except (CallError, SynapseAssetsError) as e:
-            found.problem = f"{pool.place} could not be swept: {e}"
+            found.problem = f"{target.place} could not be swept: {e}"
         except BaseException as e:  # noqa: BLE001 -- raised below, in the thread that asked
             errors.append(e)
 
@@ -95,7 +94,7 @@ def sweep(
         is_late.set()
         return Sweep(
             cancelled=list(found.cancelled),
-            problem=f"{pool.place} did not answer within {_PATIENCE_SECONDS:g} s.",
+            problem=f"{target.place} did not answer within {_PATIENCE_SECONDS:g} s.",
             start=start,
         )
     for error in errors:
@@ -104,21 +103,21 @@ def sweep(
 
 
 def _look(
-    pool: SparkPool,
+    target: RemoteTarget,
     instance: dg.DagsterInstance,
     found: Sweep,
     *,
     now: Callable[[], float],
     is_late: threading.Event,
 ) -> None:
-    client = pool.client()
+    client = target.client()
     deadline = time.monotonic() + _MAX_SECONDS
     for _ in range(_MAX_PAGES):
         page, total = client.list_batches(found.start)
         for batch in page:
-            if is_over(batch) or (owner := _owner(pool.datastore, batch)) is None:
+            if batch.phase.is_final or (owner := _owner(target.datastore, batch)) is None:
                 continue
-            reason = _reason_to_keep(owner, instance, pool.orphaned_timeout_seconds, now=now)
+            reason = _reason_to_keep(owner, instance, target.orphaned_timeout_seconds, now=now)
             called = f"Batch {batch.id} ({batch.name})"
             if reason is not None:
                 found.kept.append(f"{called} is left alone: {reason}.")
@@ -152,7 +151,7 @@ class _Owner:
     is_superseded: bool
 
 
-def _owner(datastore: Datastore, batch: LivyBatch) -> _Owner | None:
+def _owner(datastore: Datastore, batch: RemoteBatch) -> _Owner | None:
     """Return whose batch it is, None if it is not of an attempt of this datastore."""
     match = _NAME.search(batch.name or "")
     if match is None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 import dagster as dg
@@ -199,6 +200,8 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
                     )
                     adopted = _Adopted(submission, batch_id, None)
                     context.log.info(f"{step.entry_point} started as batch {batch_id}.")
+                    # What the commit needs is imported while the step works.
+                    import_module("pyarrow.json"), import_module("pyarrow.parquet")
                 manifest = adopted.manifest
                 if manifest is None:
                     assert adopted.batch_id is not None
@@ -214,7 +217,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             # An interruption where nobody waits for the batch yet.
             has_batch = adopted is not None and adopted.manifest is None and adopted.batch_id
             if has_batch and not is_waited_for:
-                cancel(service, has_batch)
+                cancel(service, has_batch, submission)
             raise
         return _completed(
             manifest,
@@ -250,7 +253,7 @@ def _adopt(
         batch_id = service.find(submission)
     if batch_id is None:
         return None
-    while (state := service.get_state(batch_id)) is BatchState.UNKNOWN:
+    while (state := service.get_state(batch_id, submission)) is BatchState.UNKNOWN:
         service.wait(batch_id, seconds=1.0)
     if state.is_final:
         # It may have finished since its manifest was looked for.

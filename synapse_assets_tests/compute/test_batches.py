@@ -11,31 +11,34 @@ from azure.synapse.spark.models import LivyStates, SparkBatchJobResultType
 
 from synapse_assets.compute.attempt import Attempt
 from synapse_assets.compute.batch import BatchState, Submission
+from synapse_assets.compute.batches import RemoteBatches
 from synapse_assets.compute.calls import CallError
-from synapse_assets.compute.spark.batches import LivyBatches
-from synapse_assets.compute.spark.livy import LivyBatch
+from synapse_assets.compute.channel import beat_uri, stop_uri
+from synapse_assets.compute.client import STATES as STATES_IN_OUR_WORDS
+from synapse_assets.compute.client import RemoteBatch
+from synapse_assets.compute.spark import LivySparkPool
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import ServiceUnavailableError, StepFailedError, StepTimeoutError
-from synapse_assets_tests.compute.scripted_livy import Clock, ScriptedLivy
+from synapse_assets_tests.compute.scripted import Clock, ScriptedClient
 
 SUBMISSION = Submission(
     name="numbers-0123456789abcdef-89abcdef",
     attempt="numbers-0123456789abcdef",
     bundle="/store/bundle.zip",
-    extras=(),
+    extras=("/store/launcher.py",),
     job_file="/store/job.json",
-    output="/store/output",
+    output="/no/such/store/output",
 )
 UNREACHABLE = CallError("nobody there")
 NOT_FOUND = CallError("HTTP 404 Not Found: Session '7' not found.", status=404)
-ENDED = LivyBatch("7", "success")
-RUNNING = LivyBatch("7", "running")
+ENDED = RemoteBatch("7", "success")
+RUNNING = RemoteBatch("7", "running")
 
 # The SDK's enums are typed as plain classes.
 STATES = [state.value for state in cast("Iterable[Any]", LivyStates)]
 VERDICTS = [verdict.value for verdict in cast("Iterable[Any]", SparkBatchJobResultType)]
 
-Script = Callable[..., tuple[ScriptedLivy, LivyBatches]]
+Script = Callable[..., tuple[ScriptedClient, RemoteBatches]]
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def script(clock: Clock, tmp_path: Path) -> Script:
+def script(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Return a function that makes a service with a script."""
 
     def make(
@@ -53,19 +56,17 @@ def script(clock: Clock, tmp_path: Path) -> Script:
         submit_limit: float = 3600.0,
         cancel_limit: float = 300.0,
         **answers: Any,
-    ) -> tuple[ScriptedLivy, LivyBatches]:
-        client = ScriptedLivy(clock, **answers)
-        service = LivyBatches(
-            client,
-            Datastore(root=str(tmp_path)).storage(),
-            make_request=lambda submission: {"name": submission.name},
-            describe=lambda batch: {"batch": batch.id},
-            place="Livy at http://livy",
-            patience=patience,
-            submit_limit=submit_limit,
-            cancel_limit=cancel_limit,
+    ) -> tuple[ScriptedClient, RemoteBatches]:
+        client = ScriptedClient(clock, **answers)
+        monkeypatch.setattr(LivySparkPool, "client", lambda _: client)
+        pool = LivySparkPool(
+            datastore=Datastore(root=str(tmp_path)),
+            url="http://livy",
+            unreachable_timeout_seconds=patience,
+            queued_timeout_seconds=submit_limit,
+            ending_timeout_seconds=cancel_limit,
         )
-        return client, service
+        return client, RemoteBatches(pool, pool.asked())
 
     return make
 
@@ -74,7 +75,9 @@ def script(clock: Clock, tmp_path: Path) -> Script:
 def wait(tmp_path: Path) -> Callable[..., list[str]]:
     """Return a function that waits for a batch, whose step has left its manifest."""
 
-    def wait_for(service: LivyBatches, *, has_manifest: bool = True, **limits: float) -> list[str]:
+    def wait_for(
+        service: RemoteBatches, *, has_manifest: bool = True, **limits: float
+    ) -> list[str]:
         datastore = Datastore(root=str(tmp_path))
         attempt = Attempt(SUBMISSION.attempt, datastore=datastore, fingerprint="f")
         if has_manifest:
@@ -88,12 +91,21 @@ def wait(tmp_path: Path) -> Callable[..., list[str]]:
     return wait_for
 
 
+# The SDK says while it is imported what it thinks of its own libraries.
+@pytest.mark.filterwarnings("ignore")
+def test_every_status_of_azure_ml_is_known() -> None:
+    from azure.ai.ml._restclient.arm_ml_service.models import JobStatus
+
+    known = {str(status.value) for status in cast("Any", JobStatus)}
+    assert known - set(STATES_IN_OUR_WORDS) == set()
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_every_state_of_the_sdk_is_known(
     script: Script, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, service = script(get=[LivyBatch("7", state)])
-    is_final = service.get_state("7").is_final
+    _, service = script(get=[RemoteBatch("7", state)])
+    is_final = service.get_state("7", SUBMISSION).is_final
     assert is_final is (state in ("success", "error", "dead", "killed"))
     assert caplog.records == []
 
@@ -101,8 +113,8 @@ def test_every_state_of_the_sdk_is_known(
 def test_unknown_state_is_not_final_and_is_told_once(
     script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, service = script(get=[LivyBatch("7", "meditating")])
-    assert [service.get_state("7") for _ in range(3)] == [BatchState.RUNNING] * 3
+    _, service = script(get=[RemoteBatch("7", "meditating")])
+    assert [service.get_state("7", SUBMISSION) for _ in range(3)] == [BatchState.RUNNING] * 3
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "'meditating', which is unknown here" in record.message
@@ -111,15 +123,15 @@ def test_unknown_state_is_not_final_and_is_told_once(
 @pytest.mark.parametrize("verdict", VERDICTS)
 @pytest.mark.parametrize("state", ["not_started", "running", "meditating"])
 def test_verdict_is_final_whatever_the_state(script: Script, state: str, verdict: str) -> None:
-    _, service = script(get=[LivyBatch("7", state, result=verdict)])
-    assert service.get_state("7").is_final is (verdict != "Uncertain")
+    _, service = script(get=[RemoteBatch("7", state, result=verdict)])
+    assert service.get_state("7", SUBMISSION).is_final is (verdict != "Uncertain")
 
 
 def test_state_that_goes_backwards_is_followed(
     script: Script, wait: Callable[..., list[str]]
 ) -> None:
     states = ["running", "starting", "not_started", "running", "shutting_down", "success"]
-    client, service = script(get=[LivyBatch("7", state) for state in states])
+    client, service = script(get=[RemoteBatch("7", state) for state in states])
     said = wait(service)
     assert [line.partition(" after")[0] for line in said] == [
         f"Batch 7 is {word}" for word in ("starting", "queued", "running", "ending")
@@ -130,7 +142,7 @@ def test_state_that_goes_backwards_is_followed(
 def test_state_that_comes_back_outwits_no_limit(
     script: Script, wait: Callable[..., list[str]], clock: Clock
 ) -> None:
-    states = [LivyBatch("7", state) for state in ["starting", "running"] * 1000]
+    states = [RemoteBatch("7", state) for state in ["starting", "running"] * 1000]
     client, service = script(get=states, cancel_limit=1.0)
     with pytest.raises(StepTimeoutError, match="longer than its limit of 60 s"):
         wait(service, has_manifest=False, running=60.0)
@@ -140,7 +152,7 @@ def test_state_that_comes_back_outwits_no_limit(
 
 def test_batch_has_vanished_when_it_is_not_found_three_times(script: Script) -> None:
     client, service = script(get=[RUNNING, NOT_FOUND, NOT_FOUND, RUNNING, NOT_FOUND])
-    states = [service.get_state("7") for _ in range(7)]
+    states = [service.get_state("7", SUBMISSION) for _ in range(7)]
     assert states == [BatchState.RUNNING] * 6 + [BatchState.VANISHED]
     assert client.count("get") == 7
 
@@ -151,6 +163,88 @@ def test_manifest_of_a_vanished_batch_counts(
     client, service = script(get=[RUNNING, NOT_FOUND])
     wait(service)
     assert client.count("delete") == 0
+
+
+def test_id_that_a_service_gives_again_is_not_ours(script: Script) -> None:
+    another = RemoteBatch("7", "running", name="another-0123456789abcdef-00000000")
+    client, service = script(get=[RUNNING, another])
+    states = [service.get_state("7", SUBMISSION) for _ in range(4)]
+    assert states[-1] is BatchState.VANISHED
+    service.cancel("7", SUBMISSION)
+    assert client.count("delete") == 0
+
+
+class TestForgottenBatch:
+    """A service that was started anew knows nothing of a driver that goes on."""
+
+    @pytest.fixture
+    def beat(self, clock: Clock, tmp_path: Path) -> Callable[[], None]:
+        """Return a function that does what a driver does with each beat, unless it is stopped."""
+        folder = SUBMISSION.output
+
+        def write() -> None:
+            if not Path(stop_uri(folder)).exists():
+                Path(beat_uri(folder)).write_text(str(clock.now))
+
+        return write
+
+    @pytest.fixture(autouse=True)
+    def _output(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(vars(SUBMISSION), "output", str(tmp_path / "output"))
+
+    def test_runs_for_as_long_as_it_gives_signs_of_life(
+        self, script: Script, clock: Clock, beat: Callable[[], None]
+    ) -> None:
+        _, service = script(get=[RUNNING, NOT_FOUND])
+        for _ in range(50):
+            beat()
+            assert service.get_state("7", SUBMISSION) is BatchState.RUNNING
+            clock.sleep(5.0)
+        died = clock.now
+        while service.get_state("7", SUBMISSION) is BatchState.RUNNING:
+            clock.sleep(1.0)
+        assert service.get_state("7", SUBMISSION) is BatchState.VANISHED
+        assert 10.0 < clock.now - died < 25.0
+
+    def test_is_adopted_by_who_has_never_heard_of_it(
+        self, script: Script, beat: Callable[[], None]
+    ) -> None:
+        beat()
+        _, service = script(get=[NOT_FOUND])
+        states = [service.get_state("7", SUBMISSION) for _ in range(3)]
+        assert states == [BatchState.UNKNOWN, BatchState.UNKNOWN, BatchState.RUNNING]
+
+    def test_has_ended_when_it_has_said_its_last_word(
+        self, script: Script, beat: Callable[[], None]
+    ) -> None:
+        beat()
+        _, service = script(get=[NOT_FOUND])
+        service._said_last.set()
+        states = [service.get_state("7", SUBMISSION) for _ in range(3)]
+        assert states[-1] is BatchState.VANISHED
+
+    def test_is_cancelled_by_a_word_to_the_driver(
+        self, script: Script, clock: Clock, beat: Callable[[], None]
+    ) -> None:
+        client, service = script(get=[NOT_FOUND])
+        beat()
+        for _ in range(3):
+            service.get_state("7", SUBMISSION)
+        clock.on_sleep = beat
+        service.cancel("7", SUBMISSION)
+        assert Path(stop_uri(SUBMISSION.output)).exists()
+        assert client.count("delete") == 0
+
+    def test_that_does_not_listen_is_told_of(
+        self, script: Script, clock: Clock, beat: Callable[[], None]
+    ) -> None:
+        _, service = script(get=[NOT_FOUND], cancel_limit=60.0)
+        for _ in range(3):
+            service.get_state("7", SUBMISSION)
+        clock.on_sleep = lambda: Path(beat_uri(SUBMISSION.output)).write_text(str(clock.now))
+        clock.on_sleep()
+        with pytest.raises(ServiceUnavailableError, match="may still run"):
+            service.cancel("7", SUBMISSION)
 
 
 def test_state_of_a_service_out_of_reach_is_the_last_one_until_patience_ends(
@@ -166,7 +260,7 @@ def test_state_of_a_service_out_of_reach_is_the_last_one_until_patience_ends(
 
 def test_state_of_a_batch_never_heard_of_is_not_known(script: Script) -> None:
     _, service = script(get=[UNREACHABLE])
-    assert service.get_state("7") is BatchState.UNKNOWN
+    assert service.get_state("7", SUBMISSION) is BatchState.UNKNOWN
 
 
 def test_refusal_to_tell_is_put_up_with_for_less_long(
@@ -197,7 +291,7 @@ def test_retry_after_is_honoured_while_a_batch_runs(
 
 def test_retry_after_is_honoured_when_there_is_no_room(script: Script, clock: Clock) -> None:
     full = CallError("HTTP 429 Too Many Requests", status=429, retry_after=45.0)
-    client, service = script(post=[full, full, LivyBatch("7", "starting")])
+    client, service = script(post=[full, full, RemoteBatch("7", "starting")])
     assert service.submit(SUBMISSION) == "7"
     # It is known that there is none: no need to look for it.
     assert [verb for verb, _ in client.calls] == ["post"] * 3
@@ -215,8 +309,8 @@ def test_full_service_is_given_up_at_the_limit(script: Script, clock: Clock) -> 
 def test_lost_answer_is_looked_for_before_anything_is_sent_again(
     script: Script, status: int | None
 ) -> None:
-    there = LivyBatch("8", "running", name=f"mine-{SUBMISSION.name}")
-    others = [LivyBatch(str(number), "dead", name=f"other-{number}") for number in range(250)]
+    there = RemoteBatch("8", "running", name=f"mine-{SUBMISSION.name}")
+    others = [RemoteBatch(str(number), "dead", name=f"other-{number}") for number in range(250)]
     # The list lags behind, and the batch is on its last page.
     client, service = script(
         post=[CallError("lost", status=status)], listed=[others, *[[*others, there]] * 9]
@@ -226,7 +320,7 @@ def test_lost_answer_is_looked_for_before_anything_is_sent_again(
 
 
 def test_request_that_never_arrived_is_sent_again(script: Script) -> None:
-    client, service = script(post=[UNREACHABLE, LivyBatch("7", "starting")])
+    client, service = script(post=[UNREACHABLE, RemoteBatch("7", "starting")])
     assert service.submit(SUBMISSION) == "7"
     assert [verb for verb, _ in client.calls] == ["post", *["list"] * 4, "post"]
     assert client.requests[0] == client.requests[1]
@@ -241,7 +335,7 @@ def test_nothing_is_sent_again_while_it_is_not_known_what_came_of_it(script: Scr
 
 def test_name_that_is_taken_is_that_of_a_lost_answer(script: Script) -> None:
     taken = CallError("HTTP 400 Bad Request: Duplicate session name", status=400)
-    there = LivyBatch("8", "running", name=SUBMISSION.name)
+    there = RemoteBatch("8", "running", name=SUBMISSION.name)
     client, service = script(post=[UNREACHABLE, taken], listed=[*[()] * 4, [there]])
     assert service.submit(SUBMISSION) == "8"
     assert client.count("post") == 2
@@ -257,7 +351,7 @@ def test_request_that_is_refused_is_not_sent_again(script: Script, status: int) 
 
 def test_expired_token_is_asked_for_again(script: Script) -> None:
     expired = CallError("HTTP 401 Unauthorized", status=401)
-    client, service = script(post=[expired, LivyBatch("7", "starting")])
+    client, service = script(post=[expired, RemoteBatch("7", "starting")])
     assert service.submit(SUBMISSION) == "7"
     assert client.count("post") == 2
     client, service = script(post=[expired])
@@ -267,10 +361,10 @@ def test_expired_token_is_asked_for_again(script: Script) -> None:
 
 
 def test_id_zero_is_an_id(script: Script) -> None:
-    client, service = script(post=[LivyBatch("0", "starting")])
+    client, service = script(post=[RemoteBatch("0", "starting")])
     assert service.submit(SUBMISSION) == "0"
     assert client.count("post") == 1
-    there = LivyBatch("0", "running", name=SUBMISSION.name)
+    there = RemoteBatch("0", "running", name=SUBMISSION.name)
     _, service = script(listed=[[there]])
     assert service.find(SUBMISSION) == "0"
 
@@ -279,17 +373,17 @@ def test_id_zero_is_an_id(script: Script) -> None:
 def test_batch_that_has_ended_need_not_be_cancelled(script: Script, status: int) -> None:
     refused = CallError(f"HTTP {status}: the batch has ended", status=status)
     client, service = script(delete=[refused], get=[ENDED])
-    service.cancel("7")
+    service.cancel("7", SUBMISSION)
     assert [verb for verb, _ in client.calls] == ["delete", "get"]
 
 
 def test_cancelling_waits_for_the_end(script: Script, clock: Clock) -> None:
-    client, service = script(get=[RUNNING, RUNNING, LivyBatch("7", "killed")])
-    service.cancel("7")
+    client, service = script(get=[RUNNING, RUNNING, RemoteBatch("7", "killed")])
+    service.cancel("7", SUBMISSION)
     assert client.count("delete") == 1
     assert client.count("get") == 3
     client, service = script(get=[NOT_FOUND])
-    service.cancel("7")
+    service.cancel("7", SUBMISSION)
     assert client.count("get") == 1
 
 
@@ -298,14 +392,14 @@ def test_cancelling_goes_on_over_faults_of_the_service(script: Script) -> None:
     client, service = script(
         delete=[UNREACHABLE, down, None], get=[down, RUNNING, RUNNING, UNREACHABLE, NOT_FOUND]
     )
-    service.cancel("7")
+    service.cancel("7", SUBMISSION)
     assert client.count("delete") == 3
 
 
 def test_batch_that_does_not_end_is_told_of(script: Script, clock: Clock) -> None:
     _, service = script(get=[RUNNING], cancel_limit=60.0)
     with pytest.raises(ServiceUnavailableError, match="may still run: look at it there and end it"):
-        service.cancel("7")
+        service.cancel("7", SUBMISSION)
     assert 1030.0 < clock.now <= 1060.0
 
 
@@ -325,25 +419,25 @@ def test_log_without_pages_is_taken_as_it_comes(script: Script) -> None:
 
 
 def test_end_is_told_without_a_log_and_without_the_service(script: Script) -> None:
-    failed = LivyBatch(
+    failed = RemoteBatch(
         "7",
         "dead",
         errors=[{"source": "User", "errorCode": "LIVY_JOB_STATE_DEAD", "message": "it died"}],
     )
     _, service = script(get=[failed], log=CallError("the connection broke"))
-    assert service.get_state("7").is_final
+    assert service.get_state("7", SUBMISSION).is_final
     told = service.describe_end("7")
     assert "the batch 7 ended as 'dead'" in told
     assert "User error LIVY_JOB_STATE_DEAD: it died" in told
     assert "[the service's log could not be read: the connection broke]" in told
 
 
-class FakeRun(ScriptedLivy):
+class FakeRun(ScriptedClient):
     """A batch that runs for so many seconds of the clock."""
 
     seconds: float = 0.0
 
-    def get_batch(self, batch_id: str) -> LivyBatch:
+    def get_batch(self, batch_id: str) -> RemoteBatch:
         self.calls.append(("get", self.clock.now))
         return ENDED if self.clock.now - 1000.0 >= self.seconds else RUNNING
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from synapse_assets.compute.spark.explanations import (
+from synapse_assets.compute.explanations import (
     ENTRIES,
     Entry,
     driver_traceback,

@@ -6,7 +6,8 @@ It refuses every batch: what happens to one that is taken is tried elsewhere.
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import dagster as dg
 import pytest
 
 from synapse_assets.compute.calls import CallError
+from synapse_assets.compute.client import RemoteBatch
 from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.spark.pool import LivySparkPool, SparkPool, SynapseSparkPool
 from synapse_assets.compute.step import Step
@@ -240,6 +242,20 @@ def test_launchpad_goes_before_the_asset_and_the_asset_before_the_resource(
     assert body["conf"] == {**CONF, **own}
     assert body["jars"] == [f"{STORE}/asset.jar"]
     assert body["args"][1:] == ["resource"]
+
+
+def test_batch_tells_what_it_used_and_what_it_cost(
+    recorder: Recorder, datastore: Datastore
+) -> None:
+    options = SparkOptions(driver_cores=4, executor_cores=4, num_executors=1)
+    pool = make_pool(SynapseSparkPool, recorder, datastore, options).model_copy(
+        update={"price_per_vcore_hour": 0.25}
+    )
+    start = datetime(2026, 1, 2, tzinfo=timezone.utc)
+    batch = RemoteBatch("7", "success", started=start, ended=start + timedelta(seconds=450))
+    told = {name: value.value for name, value in pool.describe(batch, pool.asked()).items()}
+    assert told == {"batch": "7", "vcores": 8, "vcore_seconds": 3600.0, "cost": 0.25}
+    assert "cost" not in pool.describe(replace(batch, ended=None), pool.asked())
 
 
 def test_request_goes_to_the_pool_with_a_login(

@@ -3,13 +3,7 @@ from typing import Any
 import pytest
 
 from synapse_assets.compute.spark.options import SparkOptions
-from synapse_assets.compute.spark.sizing import (
-    NODE_SIZES,
-    check_size,
-    cost,
-    count_vcores,
-    vcore_seconds,
-)
+from synapse_assets.compute.spark.sizing import NODE_SIZES, check_size, count_vcores
 from synapse_assets.errors import ConfigurationError
 
 # What the how-to asks for.
@@ -30,12 +24,6 @@ def test_how_to_takes_eight_vcores() -> None:
 def test_missing_options_count_as_spark_takes_them() -> None:
     assert count_vcores(SparkOptions()) == 1 + 2 * 1
     assert count_vcores(SparkOptions(driver_cores=4, num_executors=0)) == 4
-
-
-def test_cost_is_by_the_vcore_hour() -> None:
-    seconds = vcore_seconds(8, 450.0)
-    assert seconds == 3600
-    assert cost(seconds, 0.25) == 0.25
 
 
 @pytest.mark.parametrize("name", NODE_SIZES)

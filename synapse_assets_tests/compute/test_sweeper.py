@@ -11,7 +11,7 @@ import pytest
 from synapse_assets.compute import sweeper
 from synapse_assets.compute.attempt import Record, write_record
 from synapse_assets.compute.calls import CallError
-from synapse_assets.compute.spark.livy import LivyBatch, LivyClient, LogPage
+from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
 from synapse_assets.compute.spark.pool import LivySparkPool
 from synapse_assets.compute.sweeper import Sweep, sweep
 from synapse_assets.datastore import Datastore
@@ -21,13 +21,13 @@ BATCH = f"{KEY}-00000001"
 HOUR = 3600.0
 
 
-class Service(LivyClient):
+class Service(BatchClient):
     """A Livy of a list, which keeps what was cancelled as 'killed'."""
 
     page_size = 2
 
     def __init__(self) -> None:
-        self.batches: list[LivyBatch] = []
+        self.batches: list[RemoteBatch] = []
         self.deleted: list[str] = []
         self.listed = 0
         self.error: CallError | None = None
@@ -35,9 +35,9 @@ class Service(LivyClient):
         self.seconds = 0.0
 
     def add(self, name: str | None, state: str = "running") -> None:
-        self.batches.append(LivyBatch(id=str(len(self.batches)), state=state, name=name))
+        self.batches.append(RemoteBatch(id=str(len(self.batches)), state=state, name=name))
 
-    def list_batches(self, start: int) -> tuple[list[LivyBatch], int]:
+    def list_batches(self, start: int) -> tuple[list[RemoteBatch], int]:
         self.listed += 1
         time.sleep(self.seconds)
         if self.error is not None:
@@ -49,10 +49,10 @@ class Service(LivyClient):
             raise self.delete_error
         self.deleted.append(batch_id)
 
-    def post_batch(self, request: Mapping[str, Any]) -> LivyBatch:
+    def post_batch(self, request: Mapping[str, Any]) -> RemoteBatch:
         raise AssertionError
 
-    def get_batch(self, batch_id: str) -> LivyBatch:
+    def get_batch(self, batch_id: str) -> RemoteBatch:
         raise AssertionError
 
     def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:

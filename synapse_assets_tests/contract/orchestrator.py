@@ -16,8 +16,8 @@ from typing import Any
 import dagster as dg
 
 from synapse_assets.compute.batch import BatchState
+from synapse_assets.compute.batches import RemoteBatches
 from synapse_assets.compute.cpu.workspace import MLWorkspace
-from synapse_assets.compute.spark.batches import LivyBatches
 from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.compute.spark.synapse import SynapseClient
 from synapse_assets.compute.step import Step
@@ -81,14 +81,14 @@ def kill_at(moment: str, *, counter: str | None) -> None:
     elif moment == "posted":
         _die_after(HttpLivyClient, "post_batch")
         _die_after(SynapseClient, "post_batch")
-        _die_after(MLWorkspace, "put_job")
+        _die_after(MLWorkspace, "post_batch")
     else:
 
         def is_so_far(state: BatchState) -> bool:
             has_begun = counter is None or Path(counter).exists()
             return state.value == moment and (state is not BatchState.RUNNING or has_begun)
 
-        _die_after(LivyBatches, "get_state", is_so_far)
+        _die_after(RemoteBatches, "get_state", is_so_far)
 
 
 def _die_after(owner: Any, verb: str, when: Callable[[Any], bool] = lambda _: True) -> None:

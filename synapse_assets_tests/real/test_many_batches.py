@@ -15,8 +15,9 @@ import dagster as dg
 import psutil
 import pytest
 
+from synapse_assets.compute.client import BatchClient
 from synapse_assets.compute.spark import LivySparkPool, SynapseSparkPool
-from synapse_assets.compute.spark.livy import HttpLivyClient, LivyClient
+from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.compute.spark.synapse import SynapseClient
 from synapse_assets.compute.step import Step
 from synapse_assets.compute.target import ComputeTarget
@@ -88,7 +89,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             yield session
 
     def timed(post: Callable[..., Any]) -> Callable[..., Any]:
-        def post_batch(client: LivyClient, request: Any) -> Any:
+        def post_batch(client: BatchClient, request: Any) -> Any:
             batch = post(client, request)
             clock.answered.append(time.perf_counter())
             return batch

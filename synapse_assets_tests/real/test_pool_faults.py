@@ -24,10 +24,9 @@ from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 
 from synapse_assets.compute import attempt as attempts
-from synapse_assets.compute import calls, chunk_reader
+from synapse_assets.compute import batches, calls, chunk_reader
 from synapse_assets.compute.attempt import Attempt
 from synapse_assets.compute.batch import BatchService, Submission
-from synapse_assets.compute.spark import batches
 from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.spark.pool import LivySparkPool, SparkPool, SynapseSparkPool
@@ -733,7 +732,7 @@ def test_a_login_that_fails_is_said_soon_and_starts_nothing(
             raise ClientAuthenticationError("AADSTS7000222: the client secret has expired")
 
     with bench.step("synapse", Plan()) as step:
-        monkeypatch.setattr(step.pool.client()._login, "_credential", Expired())  # type: ignore[attr-defined]
+        monkeypatch.setattr(step.pool.client()._credential, "credential", Expired())  # type: ignore[attr-defined]
         outcome = step.outcome()
         assert step.proxy.seen == []
     assert (str(outcome), outcome.posted) == ("failed", 0)
@@ -823,7 +822,7 @@ def test_a_batch_whose_id_was_never_told_is_found_again(bench: Bench, client: st
         submission, job = step.new_submission()
         storage = step.attempt.datastore.storage()
         storage.write_atomically(submission.job_file, json.dumps(job).encode())
-        request = step.service._make_request(submission)  # type: ignore[attr-defined]
+        request = step.pool.request(submission, step.pool.asked())
         posted = step.pool.client().post_batch(request)
         step.proxy.break_next(
             Rule("503 before", matches=is_list), Rule("truncated", matches=is_list)
@@ -843,7 +842,7 @@ def test_a_batch_is_found_beyond_the_first_page(bench: Bench, client: str) -> No
         for _ in range(real.page_size + 1):
             submission, job = step.new_submission()
             storage.write_atomically(submission.job_file, json.dumps(job).encode())
-            request = step.service._make_request(submission)  # type: ignore[attr-defined]
+            request = step.pool.request(submission, step.pool.asked())
             others.append((submission, real.post_batch(request).id))
         assert step.service.find(others[-1][0]) == others[-1][1]
         assert step.service.find(step.new_submission()[0]) is None

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from synapse_assets.compute.spark.livy import HttpLivyClient, LivyBatch
+from synapse_assets.compute.client import RemoteBatch
+from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.datasets.table import resolve
 from synapse_assets.datastore import Datastore
 from synapse_assets.services import Livy, SynapseEmulator
@@ -158,7 +159,7 @@ def _answers(running: Server, process: "subprocess.Popen[bytes]", log: Path) -> 
 
 
 @pytest.fixture
-def new_batches(livy: Livy) -> Callable[[], list[LivyBatch]]:
+def new_batches(livy: Livy) -> Callable[[], list[RemoteBatch]]:
     """Return a function that returns the batches in Livy's own list that the test has made."""
     client = HttpLivyClient(livy.url)
     known = {batch.id for batch in client.all_batches()}
@@ -166,7 +167,7 @@ def new_batches(livy: Livy) -> Callable[[], list[LivyBatch]]:
 
 
 def test_terminating_a_run_ends_the_real_spark_process(
-    server: Server, new_batches: Callable[[], list[LivyBatch]], tmp_path: Path
+    server: Server, new_batches: Callable[[], list[RemoteBatch]], tmp_path: Path
 ) -> None:
     pids = tmp_path / "pids"
     run_id = server.launch("run_long", pid_file=str(pids))
@@ -187,7 +188,7 @@ def test_terminating_a_run_ends_the_real_spark_process(
 
 
 def test_reexecution_from_the_ui_adopts_the_batch_of_a_killed_run(
-    server: Server, new_batches: Callable[[], list[LivyBatch]], tmp_path: Path
+    server: Server, new_batches: Callable[[], list[RemoteBatch]], tmp_path: Path
 ) -> None:
     counter, gate = tmp_path / "calls", tmp_path / "gate"
     run_id = server.launch("count_calls", counter=str(counter), gate=str(gate))

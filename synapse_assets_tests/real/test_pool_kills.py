@@ -13,7 +13,8 @@ import dagster as dg
 import psutil
 import pytest
 
-from synapse_assets.compute.spark.livy import HttpLivyClient, LivyBatch
+from synapse_assets.compute.client import RemoteBatch
+from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.compute.spark.pool import SparkPool
 from synapse_assets.compute.sweeper import Sweep, sweep
 from synapse_assets.datasets.table import resolve
@@ -111,7 +112,7 @@ def orchestrators(target: Target, tmp_path: Path) -> Iterator[Orchestrators]:
 
 
 @pytest.fixture
-def new_batches(livy: Livy) -> Callable[[], list[LivyBatch]]:
+def new_batches(livy: Livy) -> Callable[[], list[RemoteBatch]]:
     """Return a function that returns the batches in Livy's own list that the test has made."""
     client = HttpLivyClient(livy.url)
     known = {batch.id for batch in client.all_batches()}
@@ -132,7 +133,7 @@ def test_reexecution_adopts_the_batch_of_a_killed_orchestrator(
     orchestrators: Orchestrators,
     datastore: Datastore,
     livy_proxy: StateProxy,
-    new_batches: Callable[[], list[LivyBatch]],
+    new_batches: Callable[[], list[RemoteBatch]],
 ) -> None:
     livy_proxy.state = _STATES[moment]
     orchestrators.run_and_die(moment)
@@ -154,7 +155,7 @@ def test_reexecution_commits_what_a_finished_batch_left_and_starts_none(
     moment: str,
     orchestrators: Orchestrators,
     datastore: Datastore,
-    new_batches: Callable[[], list[LivyBatch]],
+    new_batches: Callable[[], list[RemoteBatch]],
 ) -> None:
     orchestrators.gate.touch()
     orchestrators.run_and_die(moment)
@@ -170,7 +171,7 @@ def test_sweeper_ends_what_nobody_has_adopted(
     target: Target,
     orchestrators: Orchestrators,
     datastore: Datastore,
-    new_batches: Callable[[], list[LivyBatch]],
+    new_batches: Callable[[], list[RemoteBatch]],
 ) -> None:
     orchestrators.run_and_die("running")
     (batch,) = new_batches()
@@ -198,7 +199,7 @@ def test_sweeper_ends_what_nobody_has_adopted(
     assert not [b for b in new_batches() if b.state in ("starting", "running")]
 
 
-def processes_of(batch: LivyBatch) -> list[psutil.Process]:
+def processes_of(batch: RemoteBatch) -> list[psutil.Process]:
     """Return the processes of a running batch: its JVM, and the Python of its driver."""
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():

@@ -1,50 +1,39 @@
 """A cluster of Azure ML (AmlCompute): each step a command job of its own."""
 
+import base64
 import contextlib
 import functools
 import json
-import time
+import shlex
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import dagster as dg
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from synapse_assets.compute.batch import BatchService, BatchState, Submission
-from synapse_assets.compute.calls import CallError, Patience, is_refusal
-from synapse_assets.compute.cpu.jobs import AzureMLJobs
+from synapse_assets.compute.batch import Submission
+from synapse_assets.compute.client import RemoteBatch
+from synapse_assets.compute.cpu import node
+from synapse_assets.compute.cpu.cluster import Cluster, ensure_cluster
 from synapse_assets.compute.cpu.options import CpuOptions
 from synapse_assets.compute.cpu.packages import pinned_packages, python_version
-from synapse_assets.compute.cpu.workspace import (
-    Cluster,
-    CommandJob,
-    JobDetails,
-    JobView,
-    MLWorkspace,
-    Workspace,
-)
+from synapse_assets.compute.cpu.workspace import ATTEMPT_TAG, MLWorkspace
 from synapse_assets.compute.login import login_to
+from synapse_assets.compute.options import asked
+from synapse_assets.compute.remote import RemoteTarget, describe_batch
 from synapse_assets.compute.runner import STORAGE
-from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore.clouds import get_cloud
 from synapse_assets.datastore.credentials import Credential, DefaultChain
-from synapse_assets.errors import (
-    ConfigurationError,
-    ServiceUnavailableError,
-    StepFailedError,
-    StepTimeoutError,
-)
+from synapse_assets.errors import ConfigurationError
 
-_DAY = 24 * 60 * 60.0
 _HOUR = 60 * 60
-_CONFLICT = 409
-_CLUSTER_POLL_SECONDS = 2.0
-_SAY_SECONDS = 30.0
-_READY = "Succeeded"
-_BROKEN = ("Failed", "Canceled")
+# A text of several lines does not survive everywhere on its way to a container.
+_NODE = "SYNAPSE_ASSETS_NODE"
+_START = f"import base64,os;exec(base64.b64decode(os.environ['{_NODE}']))"
 
 
-class AzureMLCpu(ComputeTarget):
+class AzureMLCpu(RemoteTarget):
     """A cluster of an Azure ML workspace, which is made if it is not there.
 
     A job runs as the cluster's managed identity, which needs the role 'Storage Blob Data
@@ -52,9 +41,8 @@ class AzureMLCpu(ComputeTarget):
     Scientist' on the workspace, and 'AzureML Compute Operator' to make the cluster.
     """
 
-    model_config = ConfigDict(hide_input_in_errors=True)
-
     engine: ClassVar[Literal["spark", "python"]] = "python"
+    unit: ClassVar[str] = "job"
 
     subscription_id: str = Field(description="Subscription of the workspace.")
     resource_group: str = Field(description="Resource group of the workspace.")
@@ -97,9 +85,6 @@ class AzureMLCpu(ComputeTarget):
     price_per_node_hour: float | None = Field(
         default=None, ge=0, description="What a node costs in an hour, in any currency."
     )
-    queued_timeout_seconds: float = Field(
-        default=_DAY, gt=0, description="How long a job may wait for its nodes, in seconds."
-    )
     starting_timeout_seconds: float = Field(
         default=60 * 60.0,
         gt=0,
@@ -108,76 +93,47 @@ class AzureMLCpu(ComputeTarget):
     ending_timeout_seconds: float = Field(
         default=10 * 60.0, gt=0, description="How long a job may take to end, in seconds."
     )
-    unreachable_timeout_seconds: float = Field(
-        default=10 * 60.0,
-        gt=0,
-        description="How long the service may be out of reach while a job runs, in seconds.",
-    )
 
     @property
     def place(self) -> str:
         """What messages call the cluster."""
         return f"The cluster {self.cluster} of the Azure ML workspace {self.workspace}"
 
-    def client(self) -> Workspace:
-        """Return the client of the workspace.
-
-        Raises:
-            ConfigurationError: The credential is no identity.
-        """
+    def client(self) -> MLWorkspace:
+        """Return the client of the workspace."""
         cloud = get_cloud(self.cloud)
         login = login_to(self.place, credential=self.credential, cloud=cloud)
         return _workspace(
             self.subscription_id, self.resource_group, self.workspace, cloud.name, login
         )
 
-    def limits(self) -> dict[BatchState, float]:
-        """Return how long a job may be in each of its states, in seconds."""
-        return {
-            BatchState.QUEUED: self.queued_timeout_seconds,
-            BatchState.STARTING: self.starting_timeout_seconds,
-            BatchState.RUNNING: self.timeout_seconds,
-            BatchState.ENDING: self.ending_timeout_seconds,
-        }
-
     def surroundings(self, options: dg.Config | None) -> Mapping[str, Any]:
         """Return what the job asks of the cluster: with other options it is other work."""
-        asked = self.asked(options)
+        merged = self.asked(options)
         return {
-            "storage": self.datastore.storage_spec(),
-            "request": {**asked.to_json(), "image": self.image},
-            "arguments": asked.arguments,
+            **super().surroundings(options),
+            "request": {**merged.set_values(), "image": self.image},
+            "arguments": merged.arguments,
         }
 
-    def batch_service(self, options: dg.Config | None) -> BatchService:
-        """Return the cluster's verbs.
+    def asked(self, options: dg.Config | None = None) -> CpuOptions:
+        """Return what a job asks of the cluster in all.
 
         Raises:
-            ConfigurationError: The cluster cannot run a job of these options.
+            ConfigurationError: The options are not those of a job.
         """
-        asked = self.asked(options)
-        asked.check()
+        return asked(options, self.options, of="AzureMLCpu")
+
+    def check(self, options: CpuOptions) -> None:
+        """Raise a ConfigurationError if the cluster cannot run a job of these options."""
+        options.check()
         store = self.datastore.storage_spec()["store"]
         if store != "blob" and not (store == "local" and self.cloud == "emulator"):
             raise ConfigurationError(
                 f"{self.place} reads and writes Azure storage alone, and the datastore is "
-                f"{self.datastore.uri()}."
+                f"{self.datastore.uri()}: put it on Azure ('abfss://…'), or run the step with "
+                "LocalCpu."
             )
-        if (asked.instance_count or 1) > self.max_nodes:
-            raise ConfigurationError(
-                f"instance_count is {asked.instance_count}, and {self.place} has at most "
-                f"{self.max_nodes} nodes (max_nodes)."
-            )
-        return AzureMLJobs(
-            self.client(),
-            self.datastore.storage(),
-            make_request=functools.partial(self._request, options=asked),
-            describe=functools.partial(self._describe, options=asked),
-            place=self.place,
-            patience=self.unreachable_timeout_seconds,
-            submit_limit=self.queued_timeout_seconds,
-            cancel_limit=self.ending_timeout_seconds,
-        )
 
     @contextlib.contextmanager
     def capacity(
@@ -187,19 +143,17 @@ class AzureMLCpu(ComputeTarget):
         self.ensure_cluster(say=context.log.info, warn=context.log.warning)
         yield
 
-    def asked(self, options: dg.Config | None = None) -> CpuOptions:
-        """Return what a job asks of the cluster in all.
-
-        Raises:
-            ConfigurationError: The options are not those of a job.
-        """
-        if options is None:
-            return self.options
-        if not isinstance(options, CpuOptions):
-            raise ConfigurationError(
-                f"AzureMLCpu takes CpuOptions, and a step gives it {type(options).__name__}."
-            )
-        return options.over(self.options)
+    def wanted_cluster(self) -> Cluster:
+        """Return the cluster as it is made if it is not there."""
+        return Cluster(
+            name=self.cluster,
+            vm_size=self.vm_size,
+            min_nodes=self.min_nodes,
+            max_nodes=self.max_nodes,
+            idle_seconds=self.idle_seconds,
+            tier=self.tier,
+            identities=tuple(self.identities),
+        )
 
     def ensure_cluster(self, *, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
         """Find the cluster, or make it, and return when it is there.
@@ -211,124 +165,58 @@ class AzureMLCpu(ComputeTarget):
             warn: Takes a line about a difference.
 
         Raises:
-            StepFailedError: The service refuses to make it, or could not make it.
-            StepTimeoutError: It is not there within `starting_timeout_seconds`.
-            ServiceUnavailableError: The service was out of reach for too long.
+            ComputeError: It could not be had, as `cluster.ensure_cluster` says.
         """
-        client = self.client()
-        wanted = Cluster(
-            name=self.cluster,
-            vm_size=self.vm_size,
-            min_nodes=self.min_nodes,
-            max_nodes=self.max_nodes,
-            idle_seconds=self.idle_seconds,
-            tier=self.tier,
-            identities=tuple(self.identities),
-        )
-        started = said = time.monotonic()
-        deadline = started + self.starting_timeout_seconds
-        is_asked = False
-        reach = Patience(self.unreachable_timeout_seconds)
-        while True:
-            error, found = None, None
-            try:
-                found = client.get_cluster(self.cluster)
-                if found is None and not is_asked:
-                    say(f"{self.place} is not there: it is made, of {self.vm_size}.")
-                    client.put_cluster(wanted)
-                    is_asked = True
-                reach = Patience(self.unreachable_timeout_seconds)
-            except CallError as e:
-                error = e
-            if error is not None and is_refusal(error) and error.status != _CONFLICT:
-                raise StepFailedError(f"{self.place} could not be had. {error}") from error
-            if error is not None and error.status != _CONFLICT and not reach.wait(error):
-                raise ServiceUnavailableError(
-                    f"{self.place} was out of reach for {reach.limit:g} s: {error}"
-                ) from error
-            if found is not None and found.state == _READY:
-                break
-            if found is not None and found.state in _BROKEN:
-                raise StepFailedError(
-                    f"{self.place} could not be made: {found.problem or found.state}. Look at it "
-                    "in Studio, remove it there and run this again."
-                )
-            now = time.monotonic()
-            if now > deadline:
-                raise StepTimeoutError(
-                    f"{self.place} was not there within its limit of "
-                    f"{self.starting_timeout_seconds:g} s. Look at the workspace, or raise "
-                    "starting_timeout_seconds of the compute target."
-                )
-            if now - said > _SAY_SECONDS:
-                state = "asked for" if found is None else found.state
-                say(f"{self.place} is '{state}' after {now - started:.0f} s.")
-                said = now
-            time.sleep(_CLUSTER_POLL_SECONDS)
-        differences = found.differences(wanted)
+        differences = ensure_cluster(self, self.wanted_cluster(), say=say)
         if differences:
             warn(
                 f"{self.place} is another one than configured, and stays as it is: "
                 f"{'; '.join(differences)}. Change the cluster or the resource."
             )
 
-    def _request(self, submission: Submission, *, options: CpuOptions) -> CommandJob:
-        """Return the request of a job."""
-        packages: list[str] = []
+    def request(self, submission: Submission, options: CpuOptions) -> Mapping[str, Any]:
+        """Return the request of a job, in azure-ai-ml's words."""
+        environment: Any = self.image
         if not self.image.startswith("azureml:"):
             bundle = self.datastore.storage().read_bytes(submission.bundle)
             assert bundle is not None
-            packages = pinned_packages(bundle, options.packages or ())
+            packages = {"pip": pinned_packages(bundle, options.packages or ())}
+            dependencies = [f"python={python_version()}", "pip", packages]
+            conda = {"name": "step", "dependencies": dependencies}
+            environment = {"image": self.image, "conda_file": conda}
         memory = [] if options.memory is None else [f"--memory={options.memory}"]
-        docker_args = " ".join([*memory, *filter(None, [options.docker_args])])
-        return CommandJob(
-            name=submission.name,
-            display_name=options.name or submission.attempt,
-            experiment=self.experiment,
-            cluster=self.cluster,
-            bundle=submission.bundle,
-            job_file=submission.job_file,
-            variables={
+        text = base64.b64encode(Path(node.__file__).read_bytes()).decode()
+        return {
+            "name": submission.name,
+            "display_name": options.name or submission.attempt,
+            "experiment_name": self.experiment,
+            "compute": self.cluster,
+            "command": shlex.join(["python", "-c", _START, submission.bundle, submission.job_file]),
+            "environment": environment,
+            "environment_variables": {
                 "PYTHONUNBUFFERED": "1",
                 **(options.environment_variables or {}),
                 STORAGE: json.dumps(self.datastore.storage_spec()),
+                _NODE: text,
             },
-            image=self.image,
-            python=python_version(),
-            packages=packages,
-            instance_count=options.instance_count or 1,
-            docker_args=docker_args or None,
-            shm_size=options.shm_size,
+            "docker_args": " ".join([*memory, *filter(None, [options.docker_args])]) or None,
+            "shm_size": options.shm_size,
             # Should nobody be there to cancel it.
-            timeout_seconds=int(self.timeout_seconds) + _HOUR,
-            identity=bool(self.identities),
-            tags={"synapse_assets_attempt": submission.attempt},
-        )
-
-    def _describe(
-        self, job: JobView, details: JobDetails, *, options: CpuOptions
-    ) -> dict[str, Any]:
-        nodes = options.instance_count or 1
-        metadata: dict[str, Any] = {
-            "batch": dg.MetadataValue.text(job.name),
-            "nodes": dg.MetadataValue.int(nodes),
+            "timeout": int(self.timeout_seconds) + _HOUR,
+            "identity": {} if self.identities else None,
+            "tags": {ATTEMPT_TAG: submission.attempt},
         }
-        if job.studio_url:
-            metadata["azureml_studio"] = dg.MetadataValue.url(job.studio_url)
-        if details.started is not None and details.ended is not None:
-            used = nodes * (details.ended - details.started).total_seconds()
-            metadata["node_seconds"] = dg.MetadataValue.float(round(used, 1))
-            if self.price_per_node_hour is not None:
-                price = used * self.price_per_node_hour / _HOUR
-                metadata["cost"] = dg.MetadataValue.float(round(price, 6))
-        return metadata
+
+    def describe(self, batch: RemoteBatch, options: CpuOptions) -> Mapping[str, Any]:
+        """Return metadata about a job: links, what it used and what it cost."""
+        return describe_batch(batch, {"nodes": 1}, price=self.price_per_node_hour)
 
 
 # One client for all steps of a process: it keeps its connections, and its tokens.
 @functools.lru_cache(maxsize=16)
 def _workspace(
     subscription_id: str, resource_group: str, workspace: str, cloud: str, credential: Any
-) -> Workspace:
+) -> MLWorkspace:
     return MLWorkspace(
         subscription_id=subscription_id,
         resource_group=resource_group,

@@ -1,25 +1,20 @@
 """The options of a command job of Azure ML."""
 
 import re
-from typing import Any
 
-import dagster as dg
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from synapse_assets.compute.options import SECRET_VALUE, StepOptions
 from synapse_assets.errors import ConfigurationError
 
 _SIZE = re.compile(r"[1-9][0-9]*[bkmg]")
-_SECRET = re.compile(r"[?&;]sig=|(AccountKey|SharedAccessSignature)=", re.IGNORECASE)
 
 
-class CpuOptions(dg.Config):
+class CpuOptions(StepOptions):
     """What a job asks of its cluster. What is not set is left to the cluster."""
 
-    # An error of pydantic repeats what it was given.
-    model_config = ConfigDict(hide_input_in_errors=True)
-
     instance_count: int | None = Field(
-        default=None, description="How many nodes the job holds; its step runs on the first."
+        default=None, description="How many nodes the job holds: a step runs on one."
     )
     memory: str | None = Field(
         default=None,
@@ -46,28 +41,16 @@ class CpuOptions(dg.Config):
         default=None, description="What Studio calls the job; the step's name unless told."
     )
 
-    def over(self, base: "CpuOptions") -> "CpuOptions":
-        """Return these options where they are set, and those of `base` elsewhere.
-
-        Lists replace lists. `environment_variables` are merged by name.
-        """
-        values = {**_set_values(base), **_set_values(self)}
-        if base.environment_variables is not None and self.environment_variables is not None:
-            values["environment_variables"] = {
-                **base.environment_variables,
-                **self.environment_variables,
-            }
-        return CpuOptions(**values)
-
     def check(self) -> None:
         """Check every value, without looking at what the cluster can hold.
 
         Raises:
             ConfigurationError: A value cannot be sent as it is; it is named.
         """
-        if self.instance_count is not None and self.instance_count < 1:
+        if self.instance_count not in (None, 1):
             raise ConfigurationError(
-                f"instance_count is {self.instance_count}; it must be at least 1."
+                f"instance_count is {self.instance_count}, and a step runs on one node: split its "
+                "work by partitions, or take larger nodes (vm_size)."
             )
         for option in ("memory", "shm_size"):
             size = getattr(self, option)
@@ -76,17 +59,8 @@ class CpuOptions(dg.Config):
                     f"{option} is {size!r}; write a whole number and 'b', 'k', 'm' or 'g', as '4g'."
                 )
         sent = [*(self.environment_variables or {}).values(), *(self.arguments or [])]
-        if any(_SECRET.search(value) for value in sent):
+        if any(SECRET_VALUE.search(value) for value in sent):
             raise ConfigurationError(
                 "environment_variables or arguments carry a secret, which everyone would see who "
                 "may look at the workspace's jobs: let the cluster's own identity open the store."
             )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the options that are set."""
-        return _set_values(self)
-
-
-def _set_values(options: CpuOptions) -> dict[str, Any]:
-    values = {field: getattr(options, field) for field in CpuOptions.model_fields}
-    return {field: value for field, value in values.items() if value is not None}

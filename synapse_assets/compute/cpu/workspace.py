@@ -3,30 +3,28 @@
 Sources: azure-ai-ml 1.35, and the specification of run history that it carries.
 """
 
-import base64
 import contextlib
-import json
+import itertools
 import logging
-import shlex
 import threading
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.compute.calls import CallError, parse_retry_after
-from synapse_assets.compute.cpu import node
+from synapse_assets.compute.calls import CallError, translated
+from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
+from synapse_assets.compute.cpu.cluster import Cluster
 from synapse_assets.datastore.clouds import get_cloud
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
     from azure.core import PipelineClient
     from azure.core.credentials import TokenCredential
-    from azure.core.exceptions import HttpResponseError
 
+# The tag by which the workspace's list tells our jobs from those of others.
+ATTEMPT_TAG = "synapse_assets_attempt"
 # The names of the clouds in azure-ai-ml. A cloud of one's own is named by the environment.
 _CLOUDS = {
     "public": "AzureCloud",
@@ -35,163 +33,15 @@ _CLOUDS = {
 }
 _CONNECTION_SECONDS = 10
 _READ_SECONDS = 60
-_UNAUTHORIZED, _BAD_REQUEST = 401, 400
-# A text of several lines does not survive everywhere on its way to a container.
-_START = "import base64,os;exec(base64.b64decode(os.environ['SYNAPSE_ASSETS_NODE']))"
+_BAD_REQUEST, _GONE = 400, 404
 # Of its messages about its own preview features, and about links without a tenant.
 _CHATTY = "azure.ai.ml"
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """An AmlCompute cluster: as it is wanted, or as it is.
+class MLWorkspace(BatchClient):
+    """A workspace, through azure-ai-ml: its jobs, whose names are their ids, and its clusters."""
 
-    Attributes:
-        name: Its name.
-        vm_size: Size of its nodes.
-        min_nodes: How many it keeps.
-        max_nodes: The most that it may have.
-        idle_seconds: After how long an idle node goes; None if nobody has said it.
-        tier: 'dedicated' or 'low_priority'.
-        identities: 'SystemAssigned', or the resource ids of its identities.
-        state: The provisioning state; None for one that is wanted.
-        problem: Why it could not be made.
-    """
-
-    name: str
-    vm_size: str
-    min_nodes: int
-    max_nodes: int
-    idle_seconds: int | None = None
-    tier: str = "dedicated"
-    identities: tuple[str, ...] = ()
-    state: str | None = None
-    problem: str | None = None
-
-    def differences(self, wanted: "Cluster") -> list[str]:
-        """Return in what this one is another one than that which is wanted."""
-        names = {
-            "vm_size": "its nodes are",
-            "min_nodes": "its least number of nodes is",
-            "max_nodes": "its greatest number of nodes is",
-            "idle_seconds": "the seconds after which an idle node goes are",
-            "tier": "its tier is",
-            "identities": "its identity is",
-        }
-        found = []
-        for name, text in names.items():
-            is_value, wanted_value = (_comparable(getattr(c, name)) for c in (self, wanted))
-            if is_value != wanted_value and getattr(wanted, name) is not None:
-                found.append(f"{text} {_shown(self, name)} and not {_shown(wanted, name)}")
-        return found
-
-
-@dataclass(frozen=True)
-class CommandJob:
-    """A job as it is asked for.
-
-    Attributes:
-        name: Its name, which no other job of the workspace has.
-        display_name: What Studio calls it.
-        experiment: The experiment that Studio shows it in.
-        cluster: Name of the cluster.
-        bundle: Location of the step's bundle.
-        job_file: Location of the job file.
-        variables: Environment variables.
-        image: Image of its container, or a registered environment ('azureml:name:version').
-        python: Version of Python; not used with a registered environment.
-        packages: Requirements for pip; not used with a registered environment.
-        instance_count: How many nodes it holds.
-        docker_args: Arguments of 'docker run'.
-        shm_size: Shared memory of the container.
-        timeout_seconds: After how long the service ends it.
-        identity: Whether it runs with the cluster's identity.
-        tags: Its tags.
-    """
-
-    name: str
-    display_name: str
-    experiment: str
-    cluster: str
-    bundle: str
-    job_file: str
-    variables: Mapping[str, str]
-    image: str
-    python: str
-    packages: Sequence[str]
-    instance_count: int
-    docker_args: str | None
-    shm_size: str | None
-    timeout_seconds: int
-    identity: bool
-    tags: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class JobView:
-    """A job as the service tells of it.
-
-    Attributes:
-        name: Its name, which is its id, too.
-        status: Azure ML's status.
-        studio_url: The page about it.
-    """
-
-    name: str
-    status: str
-    studio_url: str | None = None
-
-
-@dataclass(frozen=True)
-class JobDetails:
-    """What run history tells of a job.
-
-    Attributes:
-        started: When it got its nodes, None if it never did.
-        ended: When it ended, None if it has not.
-        error: Why it failed, in the service's words.
-        log: The last lines of what it printed.
-    """
-
-    started: datetime | None = None
-    ended: datetime | None = None
-    error: str | None = None
-    log: Sequence[str] = field(default=())
-
-
-class Workspace(ABC):
-    """The verbs. Each sends its requests once; whoever calls decides what to do about errors.
-
-    Every verb raises a `CallError` if a request did not succeed.
-    """
-
-    @abstractmethod
-    def get_cluster(self, name: str) -> Cluster | None:
-        """Return a cluster, None if there is none of that name."""
-
-    @abstractmethod
-    def put_cluster(self, cluster: Cluster) -> None:
-        """Ask for a cluster to be made."""
-
-    @abstractmethod
-    def put_job(self, job: CommandJob) -> JobView:
-        """Ask for a job; of one that is there nothing is changed."""
-
-    @abstractmethod
-    def get_job(self, name: str) -> JobView:
-        """Return a job."""
-
-    @abstractmethod
-    def cancel_job(self, name: str) -> None:
-        """Ask for a job to be ended."""
-
-    @abstractmethod
-    def get_details(self, name: str) -> JobDetails:
-        """Return what run history tells of a job."""
-
-
-class MLWorkspace(Workspace):
-    """A workspace, through azure-ai-ml."""
+    names_are_ids = True
 
     def __init__(
         self,
@@ -218,29 +68,35 @@ class MLWorkspace(Workspace):
         self._credential = credential
         self._lock = threading.Lock()
         self._client: MLClient | None = None
-        self._history: PipelineClient[Any, Any] | None = None
+        self._pipeline: PipelineClient[Any, Any] | None = None
+        self._history_url: str | None = None
+
+    def ping(self) -> None:
+        """Raise a CallError if the workspace is not there, or is not shown to us."""
+        with self._calling() as client:
+            client.workspaces.get(self._scope[2])
 
     def get_cluster(self, name: str) -> Cluster | None:
         """Return a cluster, None if there is none of that name."""
-        from azure.core.exceptions import ResourceNotFoundError
-
-        with self._calling() as client:
-            try:
+        try:
+            with self._calling() as client:
                 found: Any = client.compute.get(name)
-            except ResourceNotFoundError:
-                return None
-            identity = getattr(found, "identity", None)
-            return Cluster(
-                name=name,
-                vm_size=str(getattr(found, "size", None) or found.type),
-                min_nodes=int(getattr(found, "min_instances", None) or 0),
-                max_nodes=int(getattr(found, "max_instances", None) or 0),
-                idle_seconds=_whole(getattr(found, "idle_time_before_scale_down", None)),
-                tier=str(getattr(found, "tier", None) or "dedicated"),
-                identities=_identities(identity),
-                state=_word(found.provisioning_state),
-                problem=found.provisioning_errors,
-            )
+                idle = getattr(found, "idle_time_before_scale_down", None)
+                return Cluster(
+                    name=name,
+                    vm_size=str(getattr(found, "size", None) or found.type),
+                    min_nodes=int(getattr(found, "min_instances", None) or 0),
+                    max_nodes=int(getattr(found, "max_instances", None) or 0),
+                    idle_seconds=None if idle is None else int(idle),
+                    tier=str(getattr(found, "tier", None) or "dedicated"),
+                    identities=_identities(getattr(found, "identity", None)),
+                    state=_word(found.provisioning_state),
+                    problem=found.provisioning_errors,
+                )
+        except CallError as e:
+            if e.status != _GONE:
+                raise
+            return None
 
     def put_cluster(self, cluster: Cluster) -> None:
         """Ask for a cluster to be made."""
@@ -269,80 +125,96 @@ class MLWorkspace(Workspace):
                 )
             )
 
-    def put_job(self, job: CommandJob) -> JobView:
-        """Ask for a job; of one that is there nothing is changed."""
+    def post_batch(self, request: Mapping[str, Any]) -> RemoteBatch:
+        """Ask for a job; of one that is there nothing is changed.
+
+        Args:
+            request: Arguments of `azure.ai.ml.command`; of an environment and an identity, those
+                of `Environment` and `ManagedIdentityConfiguration`.
+        """
         from azure.ai.ml import command
         from azure.ai.ml.entities import Environment, ManagedIdentityConfiguration
 
+        makers = {"environment": Environment, "identity": ManagedIdentityConfiguration}
         with self._calling() as client:
-            environment: Any = job.image
-            if not job.image.startswith("azureml:"):
-                dependencies = [f"python={job.python}", "pip", {"pip": list(job.packages)}]
-                environment = Environment(
-                    image=job.image, conda_file={"name": "step", "dependencies": dependencies}
-                )
-            text = Path(node.__file__).read_bytes()
-            step = command(
-                name=job.name,
-                display_name=job.display_name,
-                experiment_name=job.experiment,
-                compute=job.cluster,
-                command=shlex.join(["python", "-c", _START, job.bundle, job.job_file]),
-                environment=environment,
-                environment_variables={
-                    **job.variables,
-                    "SYNAPSE_ASSETS_NODE": base64.b64encode(text).decode(),
-                },
-                instance_count=job.instance_count,
-                docker_args=job.docker_args,
-                shm_size=job.shm_size,
-                timeout=job.timeout_seconds,
-                identity=ManagedIdentityConfiguration() if job.identity else None,
-                tags=dict(job.tags),
-            )
-            return _view(client.jobs.create_or_update(step))
+            arguments = {
+                name: makers[name](**value) if name in makers and isinstance(value, dict) else value
+                for name, value in request.items()
+            }
+            return _batch(client.jobs.create_or_update(command(**arguments)))
 
-    def get_job(self, name: str) -> JobView:
+    def get_batch(self, batch_id: str) -> RemoteBatch:
         """Return a job."""
         with self._calling() as client:
-            return _view(client.jobs.get(name))
+            return _batch(client.jobs.get(batch_id))
 
-    def cancel_job(self, name: str) -> None:
+    def list_batches(self, start: int) -> tuple[list[RemoteBatch], int]:
+        """Return up to `page_size` of our jobs from number `start` on, and how many are known."""
+        with self._calling() as client:
+            jobs = client.jobs.list(tag=ATTEMPT_TAG)
+            page = list(itertools.islice(jobs, start, start + self.page_size + 1))
+        # One more than asked for tells that there are more.
+        return [_batch(job) for job in page[: self.page_size] if job], start + len(page)
+
+    def find_batches(self, name: str) -> list[RemoteBatch]:
+        """Return the job of a submission, if there is one."""
+        try:
+            return [self.get_batch(name)]
+        except CallError as e:
+            if e.status != _GONE:
+                raise
+            return []
+
+    def delete_batch(self, batch_id: str) -> None:
         """Ask for a job to be ended."""
         with self._calling() as client:
-            client.jobs.begin_cancel(name, polling=False)
+            client.jobs.begin_cancel(batch_id, polling=False)
 
-    def get_details(self, name: str) -> JobDetails:
-        """Return what run history tells of a job, which MLClient has no public verb for."""
-        subscription, group, workspace = self._scope
-        path = (
-            f"/history/v1.0/subscriptions/{subscription}/resourceGroups/{group}/providers"
-            f"/Microsoft.MachineLearningServices/workspaces/{workspace}/runs/{name}/details"
-        )
+    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
+        """Return what a job has printed; the service has no pages of it."""
+        lines: list[str] = []
         with self._calling() as client:
-            answer = self._get(self._history_url(client) + path)
-            lines: list[str] = []
-            for log, url in sorted((answer.get("logFiles") or {}).items()):
+            for log, url in sorted((self._details(client, batch_id).get("logFiles") or {}).items()):
                 if log.endswith("std_log.txt"):
                     lines += self._get_text(url).splitlines()
-        error = (answer.get("error") or {}).get("error") or {}
-        return JobDetails(
-            started=_time(answer.get("startTimeUtc")),
-            ended=_time(answer.get("endTimeUtc")),
-            error=error.get("message"),
-            log=lines,
+        return LogPage(lines)
+
+    def complete(self, batch: RemoteBatch) -> RemoteBatch:
+        """Return a job with its times, and why it failed."""
+        with self._calling() as client:
+            details = self._details(client, batch.id)
+            error = (details.get("error") or {}).get("error") or {}
+            return replace(
+                batch,
+                started=_time(details.get("startTimeUtc")),
+                ended=_time(details.get("endTimeUtc")),
+                errors=[{"message": error["message"], "source": ""}] if error else [],
+            )
+
+    def _details(self, client: "MLClient", name: str) -> dict[str, Any]:
+        """Return what run history tells of a job, which MLClient has no public verb for."""
+        subscription, group, workspace = self._scope
+        if self._history_url is None:
+            discovery = client.workspaces.get(workspace).discovery_url
+            if not discovery:
+                raise ValueError("the workspace has no discovery URL")
+            self._history_url = str(self._get(discovery)["history"]).rstrip("/")
+        return self._get(
+            f"{self._history_url}/history/v1.0/subscriptions/{subscription}/resourceGroups/{group}"
+            f"/providers/Microsoft.MachineLearningServices/workspaces/{workspace}/runs/{name}/details"
         )
 
-    def _history_url(self, client: "MLClient") -> str:
-        discovery = client.workspaces.get(self._scope[2]).discovery_url
-        if not discovery:
-            raise ValueError("the workspace has no discovery URL")
-        return str(self._get(discovery)["history"]).rstrip("/")
-
     def _get(self, url: str) -> dict[str, Any]:
+        from azure.core import PipelineClient
+        from azure.core.pipeline.policies import BearerTokenCredentialPolicy
         from azure.core.rest import HttpRequest
 
-        response = self._pipeline().send_request(HttpRequest("GET", url))
+        if self._pipeline is None:
+            scope = get_cloud(self._cloud).resource_manager_scope
+            self._pipeline = PipelineClient(
+                base_url="", policies=[BearerTokenCredentialPolicy(self._credential, scope)]
+            )
+        response = self._pipeline.send_request(HttpRequest("GET", url))
         response.raise_for_status()
         answer = response.json()
         if not isinstance(answer, dict):
@@ -360,17 +232,6 @@ class MLWorkspace(Workspace):
             return f"[the job's log could not be read: {e.__class__.__name__}]"
         return answer.content.decode(errors="replace")
 
-    def _pipeline(self) -> "PipelineClient[Any, Any]":
-        from azure.core import PipelineClient
-        from azure.core.pipeline.policies import BearerTokenCredentialPolicy
-
-        if self._history is None:
-            scope = get_cloud(self._cloud).resource_manager_scope
-            self._history = PipelineClient(
-                base_url="", policies=[BearerTokenCredentialPolicy(self._credential, scope)]
-            )
-        return self._history
-
     def _open(self) -> "MLClient":
         from azure.ai.ml import MLClient
 
@@ -378,21 +239,16 @@ class MLWorkspace(Workspace):
             if self._client is None:
                 subscription, group, workspace = self._scope
                 settings: dict[str, Any] = {
+                    **({"cloud": _CLOUDS[self._cloud]} if self._cloud in _CLOUDS else {}),
                     # The SDK repeats any request by itself otherwise.
                     "retry_total": 0,
                     "connection_timeout": _CONNECTION_SECONDS,
                     "read_timeout": _READ_SECONDS,
+                    "enable_telemetry": False,
+                    "show_progress": False,
                 }
-                if self._cloud in _CLOUDS:
-                    settings["cloud"] = _CLOUDS[self._cloud]
                 self._client = MLClient(
-                    self._credential,
-                    subscription,
-                    group,
-                    workspace,
-                    enable_telemetry=False,
-                    show_progress=False,
-                    **settings,
+                    self._credential, subscription, group, workspace, **settings
                 )
             return self._client
 
@@ -400,42 +256,15 @@ class MLWorkspace(Workspace):
     def _calling(self) -> Iterator["MLClient"]:
         """Yield the SDK's client; its errors become `CallError`."""
         from azure.ai.ml.exceptions import MlException
-        from azure.core.exceptions import (
-            AzureError,
-            ClientAuthenticationError,
-            HttpResponseError,
-            ServiceRequestError,
-        )
 
-        try:
-            with warnings.catch_warnings():
-                # Its own, about the library that it checks its schemas with.
-                warnings.simplefilter("ignore", DeprecationWarning)
+        with translated(self._scope[2]), warnings.catch_warnings():
+            # Its own, about the library that it checks its schemas with.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
                 yield self._open()
-        except MlException as e:
-            # It found the request wrong, and did not send it.
-            raise CallError(str(e).strip(), status=_BAD_REQUEST, was_sent=False) from e
-        except HttpResponseError as e:
-            if e.response is None:
-                is_refused = isinstance(e, ClientAuthenticationError)
-                raise CallError(
-                    f"{self._scope[2]} could not be asked: {e.message}",
-                    status=_UNAUTHORIZED if is_refused else None,
-                    was_sent=not is_refused,
-                ) from e
-            headers: Mapping[str, str] = getattr(e.response, "headers", None) or {}
-            raise CallError(
-                f"HTTP {e.status_code} {e.reason}: {_said(e)}",
-                status=e.status_code,
-                retry_after=parse_retry_after(headers.get("Retry-After")),
-            ) from e
-        except AzureError as e:
-            raise CallError(
-                f"{self._scope[2]} could not be asked: {e}",
-                was_sent=not isinstance(e, ServiceRequestError),
-            ) from e
-        except (ValueError, LookupError, TypeError, AttributeError) as e:
-            raise CallError(f"{self._scope[2]} answered what is not Azure ML's: {e!r}") from e
+            except MlException as e:
+                # It found the request wrong, and did not send it.
+                raise CallError(str(e).strip(), status=_BAD_REQUEST, was_sent=False) from e
 
 
 def _import_sdk() -> None:
@@ -447,8 +276,9 @@ def _import_sdk() -> None:
     logging.getLogger(_CHATTY).setLevel(logging.ERROR)
 
 
-def _view(job: Any) -> JobView:
-    return JobView(name=job.name, status=_word(job.status), studio_url=job.studio_url)
+def _batch(job: Any) -> RemoteBatch:
+    links = {"azureml_studio": job.studio_url} if job.studio_url else {}
+    return RemoteBatch(id=job.name, state=_word(job.status), name=job.name, links=links)
 
 
 def _word(value: Any) -> str:
@@ -456,35 +286,11 @@ def _word(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
-def _whole(value: Any) -> int | None:
-    return None if value is None else int(value)
-
-
 def _identities(identity: Any) -> tuple[str, ...]:
     if identity is None:
         return ()
     own = [found.resource_id for found in identity.user_assigned_identities or ()]
     return (*(["SystemAssigned"] if "system" in str(identity.type).lower() else []), *own)
-
-
-def _comparable(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return sorted(map(_comparable, value))
-    return value.lower().replace("_", "") if isinstance(value, str) else value
-
-
-def _shown(cluster: Cluster, name: str) -> str:
-    value = getattr(cluster, name)
-    return (", ".join(value) or "none") if isinstance(value, tuple) else str(value)
-
-
-def _said(error: "HttpResponseError") -> str:
-    """Return the service's own sentence."""
-    try:
-        answer = json.loads(error.response.text())  # type: ignore[union-attr]
-        return str(answer["error"]["message"])
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return error.message.partition("\n")[0]
 
 
 def _time(text: str | None) -> datetime | None:

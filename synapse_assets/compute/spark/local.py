@@ -11,6 +11,7 @@ from pydantic import Field
 
 from synapse_assets.compute.batch import BatchService
 from synapse_assets.compute.java import require_java
+from synapse_assets.compute.options import asked
 from synapse_assets.compute.process import LocalProcesses
 from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.target import ComputeTarget
@@ -43,15 +44,11 @@ class LocalSpark(ComputeTarget):
         Raises:
             ConfigurationError: The datastore needs jars that are not there, or an option is wrong.
         """
-        asked = SparkOptions() if options is None else options
-        if not isinstance(asked, SparkOptions):
-            raise ConfigurationError(
-                f"LocalSpark takes SparkOptions, and a step gives it {type(options).__name__}."
-            )
+        merged = asked(options, SparkOptions(), of="LocalSpark")
         return {
             **super().surroundings(options),
-            "spark_conf": self.spark_conf(asked),
-            "arguments": asked.arguments or [],
+            "spark_conf": self.spark_conf(merged),
+            "arguments": merged.arguments or [],
         }
 
     def spark_conf(self, options: SparkOptions | None = None) -> Mapping[str, str]:
@@ -62,21 +59,21 @@ class LocalSpark(ComputeTarget):
         Raises:
             ConfigurationError: The datastore needs jars that are not there, or an option is wrong.
         """
-        asked = options or SparkOptions()
-        asked.check()
+        options = options or SparkOptions()
+        options.check()
         hadoop = self.datastore.hadoop_configuration().public
-        code = [*(asked.py_files or []), *map(str, asked.wheels())]
+        code = [*(options.py_files or []), *map(str, options.wheels())]
         lists = {
             "spark.submit.pyFiles": code,
-            "spark.jars": asked.jars,
-            "spark.files": asked.files,
-            "spark.archives": asked.archives,
+            "spark.jars": options.jars,
+            "spark.files": options.files,
+            "spark.archives": options.archives,
         }
         return {
             **{f"spark.hadoop.{name}": value for name, value in hadoop.items()},
             **self._class_path(),
             "spark.master": self.master,
-            "spark.driver.memory": asked.driver_memory or self.driver_memory,
+            "spark.driver.memory": options.driver_memory or self.driver_memory,
             # Nothing here listens beyond this machine.
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
@@ -88,7 +85,7 @@ class LocalSpark(ComputeTarget):
             "spark.sql.shuffle.partitions": "8",
             **{name: ",".join(values) for name, values in lists.items() if values},
             **self.conf,
-            **(asked.conf or {}),
+            **(options.conf or {}),
         }
 
     def _class_path(self) -> Mapping[str, str]:

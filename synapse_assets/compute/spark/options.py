@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from synapse_assets.compute.options import SECRET_VALUE, StepOptions
 from synapse_assets.errors import ConfigurationError
 
 _MEMORY = re.compile(r"[1-9][0-9]*[mg]")
@@ -28,22 +28,14 @@ _SECRET_KEY = re.compile(
 )
 # These name where a secret is to be had, which is no secret.
 _PROVIDER_KEY = re.compile(r"provider(\.(type|path)(\.|$)|$)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"[?&;]sig=|(AccountKey|SharedAccessSignature)=", re.IGNORECASE)
 _INSTEAD_OF_SECRETS = (
     "What is sent is shown to everyone who may list the pool's batches: let the pool's own "
     "identity open the store, or name a linked service (spark.storage.synapse.linkedServiceName)."
 )
 
 
-class SparkOptions(dg.Config):
-    """What a Spark batch asks of its pool. What is not set is left to the pool.
-
-    The values are checked where they are used and not where they are given: until a resource is
-    initialized, an environment variable may stand in their place.
-    """
-
-    # An error of pydantic repeats what it was given.
-    model_config = ConfigDict(hide_input_in_errors=True)
+class SparkOptions(StepOptions):
+    """What a Spark batch asks of its pool. What is not set is left to the pool."""
 
     driver_memory: str | None = Field(
         default=None, description="Heap of the driver, for example '7g' or '7168m'."
@@ -84,16 +76,6 @@ class SparkOptions(dg.Config):
         "code; what holds compiled code belongs into the pool's packages.",
     )
 
-    def over(self, base: "SparkOptions") -> "SparkOptions":
-        """Return these options where they are set, and those of `base` elsewhere.
-
-        Lists replace lists. `conf` is merged by key.
-        """
-        values = {**_set_values(base), **_set_values(self)}
-        if base.conf is not None and self.conf is not None:
-            values["conf"] = {**base.conf, **self.conf}
-        return SparkOptions(**values)
-
     def check(self) -> None:
         """Check every value, without looking at what the pool can hold.
 
@@ -116,7 +98,7 @@ class SparkOptions(dg.Config):
             values = getattr(self, option) or []
             if option != "arguments" and not all(value.strip() for value in values):
                 raise ConfigurationError(f"{option} has an empty location; take it out.")
-            if any(_SECRET_VALUE.search(value) for value in values):
+            if any(SECRET_VALUE.search(value) for value in values):
                 raise ConfigurationError(f"{option} carries a secret. {_INSTEAD_OF_SECRETS}")
         for key, value in (self.conf or {}).items():
             _check_property(key, value)
@@ -179,11 +161,6 @@ class SparkOptions(dg.Config):
         return {field: value for field, value in fields.items() if value is not None}
 
 
-def _set_values(options: SparkOptions) -> dict[str, Any]:
-    values = {field: getattr(options, field) for field in SparkOptions.model_fields}
-    return {field: value for field, value in values.items() if value is not None}
-
-
 def _check_property(key: str, value: str) -> None:
     """Raise ConfigurationError if a property of `conf` must not or cannot be sent."""
     if not key.startswith("spark."):
@@ -196,5 +173,5 @@ def _check_property(key: str, value: str) -> None:
             f"conf has the key {key!r}; set {_OPTION_OF_PROPERTY[key]} in its place."
         )
     carries_secret = _SECRET_KEY.search(key) and not _PROVIDER_KEY.search(key)
-    if carries_secret or _SECRET_VALUE.search(value):
+    if carries_secret or SECRET_VALUE.search(value):
         raise ConfigurationError(f"conf carries a secret in {key!r}. {_INSTEAD_OF_SECRETS}")

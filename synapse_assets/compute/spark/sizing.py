@@ -82,20 +82,6 @@ def count_vcores(options: SparkOptions) -> int:
     return _cores(options.driver_cores) + _executors(options) * _cores(options.executor_cores)
 
 
-def vcore_seconds(vcores: int, seconds: float) -> float:
-    """Return the vCore-seconds of a batch that held `vcores` for `seconds`."""
-    return vcores * seconds
-
-
-def cost(vcore_seconds: float, price_per_vcore_hour: float) -> float:
-    """Return what vCore-seconds cost, in the price's currency.
-
-    Synapse bills the nodes of a pool's instance from their start until they idle out. What a
-    batch took is a part of that; the rest is no one batch's.
-    """
-    return vcore_seconds / 3600 * price_per_vcore_hour
-
-
 def check_size(options: SparkOptions, node_size: str, max_nodes: int | None = None) -> None:
     """Check that a pool can hold a batch, before anything is sent.
 

@@ -1,16 +1,15 @@
-"""A Livy service without a network that says what it is told to, and a clock that it runs by."""
+"""A service without a network that says what it is told to, and a clock that it runs by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from synapse_assets.compute import attempt, calls
+from synapse_assets.compute import attempt, batches, calls
 from synapse_assets.compute.calls import CallError
-from synapse_assets.compute.spark import batches
-from synapse_assets.compute.spark.livy import LivyBatch, LivyClient, LogPage
+from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
 
 
 class Clock:
@@ -18,14 +17,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.sleeps: list[float] = []
+        self.on_sleep: Callable[[], object] = lambda: None
 
     def monotonic(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
         self.now += seconds
+        self.on_sleep()
 
     def install(self, patch: pytest.MonkeyPatch) -> "Clock":
         """Let the life cycle of batches run by this clock."""
@@ -55,7 +54,7 @@ class Clock:
 
 
 @dataclass
-class ScriptedLivy(LivyClient):
+class ScriptedClient(BatchClient):
     """Answers each verb with what its script says, and with the last of it for ever.
 
     Attributes:
@@ -63,16 +62,21 @@ class ScriptedLivy(LivyClient):
         get: Answers to GET of a batch.
         listed: Answers to GET of the list, each a page of it.
         delete: Answers to DELETE.
+        completed: Answers to `complete`; None to leave a batch as it is.
         log: The lines of the log; an error if it cannot be read.
         keeps_log_whole: Whether the log comes in pages, or only its end.
         calls: The verbs that were called, and when, by the clock.
     """
 
+    # As a plain Livy is.
+    forgets_deleted = True
+
     clock: Clock
-    post: Sequence[LivyBatch | CallError] = (LivyBatch("7", "starting"),)
-    get: Sequence[LivyBatch | CallError] = (LivyBatch("7", "running"),)
-    listed: Sequence[Sequence[LivyBatch] | CallError] = ((),)
+    post: Sequence[RemoteBatch | CallError] = (RemoteBatch("7", "starting"),)
+    get: Sequence[RemoteBatch | CallError] = (RemoteBatch("7", "running"),)
+    listed: Sequence[Sequence[RemoteBatch] | CallError] = ((),)
     delete: Sequence[CallError | None] = (None,)
+    completed: Sequence[RemoteBatch | CallError] | None = None
     log: Sequence[str] | CallError = ()
     keeps_log_whole: bool = True
     calls: list[tuple[str, float]] = field(default_factory=list)
@@ -81,21 +85,27 @@ class ScriptedLivy(LivyClient):
     def count(self, verb: str) -> int:
         return [name for name, _ in self.calls].count(verb)
 
-    def post_batch(self, request: Mapping[str, Any]) -> LivyBatch:
+    def post_batch(self, request: Mapping[str, Any]) -> RemoteBatch:
         self.requests.append(request)
-        batch: LivyBatch = self._answer("post", self.post)
+        batch: RemoteBatch = self._answer("post", self.post)
         return batch
 
-    def get_batch(self, batch_id: str) -> LivyBatch:
-        batch: LivyBatch = self._answer("get", self.get)
+    def get_batch(self, batch_id: str) -> RemoteBatch:
+        batch: RemoteBatch = self._answer("get", self.get)
         return batch
 
-    def list_batches(self, start: int) -> tuple[list[LivyBatch], int]:
+    def list_batches(self, start: int) -> tuple[list[RemoteBatch], int]:
         everything = self._answer("list", self.listed)
         return list(everything)[start : start + self.page_size], len(everything)
 
     def delete_batch(self, batch_id: str) -> None:
         self._answer("delete", self.delete)
+
+    def complete(self, batch: RemoteBatch) -> RemoteBatch:
+        if self.completed is None:
+            return batch
+        found: RemoteBatch = self._answer("complete", self.completed)
+        return found
 
     def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
         lines = self._answer("log", [self.log])
