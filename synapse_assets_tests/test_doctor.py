@@ -5,6 +5,8 @@ import datetime as dt
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -18,14 +20,24 @@ from pathlib import Path
 import pytest
 
 from synapse_assets.cli import main
+from synapse_assets.compute.cpu import AzureMLCpu
 from synapse_assets.compute.java import require_java
 from synapse_assets.compute.spark import LocalSpark
 from synapse_assets.datastore import Datastore, credentials
 from synapse_assets.datastore.credentials import DefaultChain, Emulator, Options
 from synapse_assets.doctor import CHECKS, Check, Finding, Subject, examine, identity, run_checks
 from synapse_assets.doctor.check import ok
-from synapse_assets.doctor.spark import check_spark
-from synapse_assets.services import Azurite, Hdfs, SynapseEmulator
+from synapse_assets.doctor.compute import check_spark
+from synapse_assets.services import (
+    ML_RESOURCE_GROUP,
+    ML_SUBSCRIPTION,
+    ML_WORKSPACE,
+    SYNAPSE_POOL,
+    AzureMLStandIn,
+    Azurite,
+    Hdfs,
+    SynapseEmulator,
+)
 from synapse_assets.settings import dagster_home, deployment
 
 ACCOUNT = "devstoreaccount1"
@@ -343,7 +355,7 @@ class TestRunning:
         assert lines[0].startswith("ok  python      Python 3.")
         (at,) = [number for number, line in enumerate(lines) if line.startswith("!   pools")]
         assert lines[at + 1].startswith(" " * 16 + "Put this into it: concurrency: {pools: ")
-        assert lines[-1].startswith("11 ok, 1 warning (")
+        assert lines[-1].startswith("12 ok, 1 warning (")
 
     def test_command_prints_json_and_fails_with_what_failed(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -507,7 +519,7 @@ class TestAzurite:
         assert findings["rights"].status == "failed"
         assert findings["rights"].found.startswith("Could not write abfs://")
         assert "'Storage Blob Data Contributor'" in findings["rights"].remedy
-        assert findings["commit"].status == findings["namespace"].status == "skipped"
+        assert findings["commit"].status == "skipped"
         assert token.rpartition("sig=")[2] not in str(findings)
 
     def test_store_that_does_not_keep_the_condition_of_a_write(
@@ -519,6 +531,103 @@ class TestAzurite:
         finding = look()["commit"]
         assert finding.found == "two writers of one log entry both won: a commit may be lost"
         assert "If-None-Match" in finding.remedy
+
+
+@pytest.fixture
+def on_azure(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    """The deployment 'azure' on stand-ins, of which none is there."""
+    settings = {
+        "DEPLOYMENT": "azure",
+        "CLOUD": "emulator",
+        "DATASTORE": "az://container/folder",
+        "AZURITE": f"http://127.0.0.1:{free_port}/{ACCOUNT}",
+        "SYNAPSE": f"http://127.0.0.1:{free_port}",
+        "SPARK_POOL": SYNAPSE_POOL,
+        "SUBSCRIPTION": ML_SUBSCRIPTION,
+        "RESOURCE_GROUP": ML_RESOURCE_GROUP,
+        "ML_WORKSPACE": ML_WORKSPACE,
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SYNAPSE_ASSETS_{name}", value)
+
+
+def test_workspace_that_is_not_there(
+    on_azure: None, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    monkeypatch.setenv("ARM_CLOUD_METADATA_URL", f"https://127.0.0.1:{free_port}/metadata")
+    monkeypatch.setenv("AZUREML_CURRENT_CLOUD", "StandIn")
+    # In a process of its own: azure-ai-ml keeps what it was told of a cloud.
+    code = "from synapse_assets.cli import main; main(['doctor', '--json'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (finding,) = [f for f in json.loads(done.stdout)["findings"] if f["name"] == "cpu"]
+    assert finding["status"] == "failed"
+    assert finding["found"].endswith('Unknown cloud environment "StandIn".')
+    assert finding["remedy"].endswith("`make services` starts the stand-in.")
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("on_azure")
+class TestAzureML:
+    @pytest.fixture
+    def look_at(
+        self, azureml: AzureMLStandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., Finding]:
+        def look_at(cluster: str, **settings: str) -> Finding:
+            monkeypatch.setenv("SYNAPSE_ASSETS_ML_CLUSTER", cluster)
+            for name, value in settings.items():
+                monkeypatch.setenv(f"SYNAPSE_ASSETS_{name}", value)
+            checks = [check for check in CHECKS if check.name == "cpu"]
+            (finding,) = run_checks(Subject(deployment=deployment(), home=Path()), checks)
+            return finding
+
+        return look_at
+
+    def test_cluster_is_there_or_to_be_made_or_another_one(
+        self, look_at: Callable[..., Finding], tmp_path: Path
+    ) -> None:
+        found = look_at("doctors")
+        assert found.status == "ok"
+        assert found.found.endswith(
+            "is not there yet: the first run makes it, of 0 to 4 nodes of STANDARD_D2_V2"
+        )
+        cpu = Subject(deployment="azure", home=tmp_path).cpu
+        assert isinstance(cpu, AzureMLCpu)
+        cpu.ensure_cluster(say=print, warn=print)
+        found = look_at("doctors")
+        assert found.status == "ok"
+        assert found.found.endswith("is 'Succeeded', and as it is configured")
+        other = cpu.model_copy(update={"cluster": "of-another", "max_nodes": 9})
+        other.ensure_cluster(say=print, warn=print)
+        found = look_at("of-another")
+        assert found.status == "warning"
+        assert "its greatest number of nodes is 9 and not 4" in found.found
+        assert found.remedy.startswith("Change the cluster in Studio, or the resource")
+
+    @pytest.mark.parametrize(
+        ("status", "remedy"),
+        [
+            (401, "Log in again (`az login`)"),
+            (403, "Give the identity the roles 'AzureML Data Scientist'"),
+            (500, "Start it with `make services`"),
+        ],
+    )
+    def test_workspace_that_refuses(
+        self, look_at: Callable[..., Finding], azureml: AzureMLStandIn, status: int, remedy: str
+    ) -> None:
+        faults = azureml.folder / "faults"
+        faults.write_text(f"GET /workspaces/{ML_WORKSPACE}$ {status} before 9\n")
+        try:
+            finding = look_at("refused")
+        finally:
+            faults.unlink()
+        assert finding.status == "failed"
+        assert f"HTTP {status}" in finding.found
+        assert finding.remedy.startswith(remedy)
+
+    def test_workspace_of_another_name(self, look_at: Callable[..., Finding]) -> None:
+        finding = look_at("any", ML_WORKSPACE="nowhere")
+        assert "The workspace 'nowhere' was not found" in finding.found
+        assert finding.remedy.startswith("Look at SYNAPSE_ASSETS_SUBSCRIPTION, SYNAPSE_ASSETS_RES")
 
 
 @pytest.mark.services

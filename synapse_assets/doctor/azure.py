@@ -1,10 +1,15 @@
 """Checks of Azure storage alone."""
 
-from collections.abc import Mapping
+import time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from synapse_assets.doctor.check import Finding, Subject, failed, ok, skipped, warning
-from synapse_assets.doctor.clients import first_line, open_container, open_service, reach_remedy
+import requests
+
+from synapse_assets.doctor.check import Finding, Subject, failed, first_line, ok, skipped, warning
+from synapse_assets.doctor.clock import compare_clocks
+from synapse_assets.doctor.store import reach_remedy
 from synapse_assets.services import CONTAINER
 from synapse_assets.settings import DATASTORE
 
@@ -12,16 +17,35 @@ if TYPE_CHECKING:
     from azure.core.exceptions import AzureError
 
 
+# Of each request: a service that does not answer is told of soon.
+_PATIENCE: dict[str, Any] = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 7}
+
+
+def check_clock(subject: Subject) -> Finding:
+    """Compare this machine's clock with the service's, as its answers have it."""
+    url = urlsplit(subject.datastore.container_client().url)
+    before = time.time()
+    try:
+        # Whatever it answers to a stranger has the time.
+        answer = requests.head(f"{url.scheme}://{url.netloc}/", timeout=(5, 7))
+    except requests.RequestException as e:
+        return failed(f"no answer to ask the time of: {first_line(e)}", reach_remedy(subject))
+    date = answer.headers.get("Date")
+    if date is None:
+        return skipped("the service's answers have no date")
+    return compare_clocks(parsedate_to_datetime(date).timestamp(), before=before)
+
+
 def check_container(subject: Subject) -> Finding:
     """Look whether the container is there, and lists its blobs to us."""
     from azure.core.exceptions import AzureError
 
     name = subject.datastore.location.container
-    with open_container(subject.datastore) as container:
-        try:
-            next(iter(container.list_blobs(results_per_page=1)), None)
-        except AzureError as e:
-            return _refused(subject, e)
+    container = subject.datastore.container_client()
+    try:
+        next(iter(container.list_blobs(results_per_page=1, **_PATIENCE)), None)
+    except AzureError as e:
+        return _refused(subject, e)
     return ok(f"the container '{name}' is there, and may be listed")
 
 
@@ -30,11 +54,10 @@ def check_namespace(subject: Subject) -> Finding:
     from azure.core.exceptions import AzureError
 
     location = subject.datastore.location
-    with open_service(subject.datastore) as service:
-        try:
-            information: Mapping[str, Any] = service.get_account_information()
-        except AzureError:
-            return skipped(f"this login may not ask the account '{location.account}' for it")
+    try:
+        information = subject.datastore.container_client().get_account_information(**_PATIENCE)
+    except AzureError:
+        return skipped(f"this login may not ask the account '{location.account}' for it")
     if information.get("is_hns_enabled"):
         return ok(f"the account '{location.account}' has a hierarchical namespace")
     if location.cloud.name == "emulator":

@@ -73,15 +73,19 @@ class Subject:
 
     @functools.cached_property
     def spark(self) -> ComputeTarget:
-        """What runs the Spark steps, as a run would get it.
+        """What runs the Spark steps, as a run would get it."""
+        return self._target("spark")
 
-        Raises:
-            ConfigurationError: The deployment is unknown, or not there yet.
-        """
-        with dg.build_resources({"spark": resources_of(self.deployment)["spark"]}) as resources:
+    @functools.cached_property
+    def cpu(self) -> ComputeTarget:
+        """What runs the other steps, as a run would get it."""
+        return self._target("cpu")
+
+    def _target(self, name: str) -> ComputeTarget:
+        with dg.build_resources({name: resources_of(self.deployment)[name]}) as resources:
             # Nothing of ours is torn down here.
-            spark: ComputeTarget = resources.spark
-        return spark
+            target: ComputeTarget = getattr(resources, name)
+        return target
 
     @property
     def kind(self) -> Kind | None:
@@ -135,6 +139,11 @@ def warning(found: str, remedy: str) -> Finding:
 def failed(found: str, remedy: str) -> Finding:
     """Return that something does not work."""
     return Finding("", "failed", found, remedy)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, which says the most."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def skipped(found: str) -> Finding:

@@ -10,7 +10,7 @@ from dagster_shared.yaml_utils import load_yaml_from_path
 
 from synapse_assets.compute.java import MINIMUM_JAVA, require_java
 from synapse_assets.console import format_size
-from synapse_assets.doctor.check import Check, Finding, Subject, failed, ok, warning
+from synapse_assets.doctor.check import Finding, Subject, failed, ok, warning
 
 # What `make test-matrix` runs.
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 10), (3, 13)
@@ -108,12 +108,3 @@ def check_pools(subject: Subject) -> Finding:
 def existing(path: Path) -> Path:
     """Return a path, or the nearest of the folders above it that is there."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-CHECKS = (
-    Check("python", check_python),
-    Check("java", check_java, seconds=40),
-    Check("home", check_home),
-    Check("disk", check_disk),
-    Check("pools", check_pools),
-)

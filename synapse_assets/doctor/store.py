@@ -1,34 +1,28 @@
 """Checks of the datastore: where it is, whether it is there, and what we may do in it."""
 
+import contextlib
 import functools
 import socket
 import time
 import urllib.request
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from synapse_assets.datasets.table import open_table
-from synapse_assets.doctor.azure import check_container, check_namespace
-from synapse_assets.doctor.check import Check, Finding, Subject, explain, failed, ok, skipped
-from synapse_assets.doctor.clients import (
-    CONNECT_SECONDS,
-    PROBES,
-    RUN_AGAIN,
-    endpoint,
-    first_line,
-    hdfs_client,
-    hdfs_path,
-    probe_folder,
-    reach_remedy,
-)
-from synapse_assets.doctor.clock import check_azure_clock, check_hdfs_clock
-from synapse_assets.doctor.identity import check_identity, check_login
+from synapse_assets.datastore import Datastore
+from synapse_assets.doctor.check import Finding, Subject, explain, failed, first_line, ok, skipped
+from synapse_assets.doctor.clock import compare_clocks
 from synapse_assets.doctor.machine import existing
 from synapse_assets.errors import StorageError
-from synapse_assets.settings import DATASTORE
+from synapse_assets.settings import AZURITE, DATASTORE
 
 _PROBE = b"written by `synapse-assets doctor`, which removes it"
+# Below the root, for what is written to see whether it can be. No dataset has such a name.
+_PROBES = "_doctor"
+_RUN_AGAIN = "Run it again; if it stays, look at the service's own log."
+_CONNECT_SECONDS = 5.0
 
 
 def check_deployment(subject: Subject) -> Finding:
@@ -40,47 +34,45 @@ def check_deployment(subject: Subject) -> Finding:
 def check_location(subject: Subject) -> Finding:
     """Look whether the root names a place that is served."""
     location = subject.datastore.location
-    if location.kind == "local":
-        return ok(f"{location.uri()}, a folder of this machine")
-    if location.kind == "hdfs":
-        return ok(f"{location.uri()}, on the HDFS '{location.host}'")
-    return ok(
-        f"{location.uri()}, in the container '{location.container}' of the account "
-        f"'{location.account}' in the cloud '{location.cloud.name}'"
-    )
+    where = {
+        "local": "a folder of this machine",
+        "hdfs": f"on the HDFS '{location.host}'",
+        "azure": f"in the container '{location.container}' of the account '{location.account}' in "
+        f"the cloud '{location.cloud.name}'",
+    }
+    return ok(f"{location.uri()}, {where[location.kind]}")
 
 
 def check_reach(subject: Subject) -> Finding:
     """Look up the service's name, and connect to it."""
     datastore = subject.datastore
-    location = datastore.location
-    if location.kind == "hdfs":
-        host, _, port = location.host.rpartition(":")
+    way, remedy = "", reach_remedy(subject)
+    if datastore.location.kind == "hdfs":
+        where = datastore.location.host
+        host, _, port = where.rpartition(":")
         if not port.isdigit() or not host:
             return skipped(
-                f"'{location.host}' is a name service: which hosts it has is in the files of "
+                f"'{where}' is a name service: which hosts it has is in the files of "
                 "HADOOP_CONF_DIR"
             )
-        host, way, remedy = host.strip("[]"), "", reach_remedy(subject)
+        host = host.strip("[]")
     else:
-        url, proxy = _first_hop(endpoint(datastore))
+        url, proxy = _first_hop(datastore.container_client().url)
         host, port = url.hostname or "", str(url.port or (443 if url.scheme == "https" else 80))
-        way = f" (the proxy in {proxy})" if proxy else ""
-        remedy = f"Unset {proxy}, or set it to a proxy that is up." if proxy else ""
-        remedy = remedy or reach_remedy(subject)
+        if proxy:
+            way = f" (the proxy in {proxy})"
+            remedy = f"Unset {proxy}, or set it to a proxy that is up."
     try:
-        addresses = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][4][0]
     except OSError as e:
         return failed(f"the name {host}{way} does not resolve: {e.strerror}", remedy)
-    address = addresses[0][4][0]
     started = time.monotonic()
     try:
-        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
             took = time.monotonic() - started
     except OSError as e:
-        reason = e.strerror or str(e)
         where = f"{host}:{port}" + ("" if address == host else f" ({address})")
-        return failed(f"{where}{way} does not answer: {reason}", remedy)
+        return failed(f"{where}{way} does not answer: {e.strerror or e}", remedy)
     return ok(f"{host}:{port}{way} answers in {took * 1000:.0f} ms")
 
 
@@ -90,31 +82,29 @@ def check_root(subject: Subject) -> Finding:
     uri = datastore.uri()
     remedy = f"Choose another root, with {DATASTORE}, or move what is there."
     if datastore.location.kind == "local":
-        path = Path(uri)
-        nearest = existing(path)
+        nearest = existing(Path(uri))
         if not nearest.is_dir():
             return failed(f"{nearest} is not a folder", remedy)
-        if nearest != path:
-            return ok(f"{uri} is not there yet: the first run makes it")
-        return ok(f"{uri} is there")
     try:
-        status = hdfs_client(datastore).get_file_info(hdfs_path(uri))
+        info = datastore.filesystem().info(uri)
     except FileNotFoundError:
         return ok(f"{uri} is not there yet: the first run makes it")
     # hdfs-native raises bare errors of Rust for whatever it has no class for.
     except Exception as e:  # noqa: BLE001
         return failed(f"could not look at {uri}: {first_line(e)}", reach_remedy(subject))
-    if not status.isdir:
+    if info["type"] != "directory":
         return failed(f"{uri} is not a folder", remedy)
-    mode = f"{status.permission:03o}"
-    return ok(f"{uri} is there, of '{status.owner}', group '{status.group}', permissions {mode}")
+    if datastore.location.kind == "local":
+        return ok(f"{uri} is there")
+    owner, group, mode = info["owner"], info["group"], f"{info['permission']:03o}"
+    return ok(f"{uri} is there, of '{owner}', group '{group}', permissions {mode}")
 
 
 def check_rights(subject: Subject) -> Finding:
     """Write, read, list and delete a file, as a run does."""
     datastore = subject.datastore
     storage = datastore.storage()
-    with probe_folder(datastore) as folder:
+    with _probe_folder(datastore) as folder:
         uri = f"{folder}/probe"
         try:
             storage.write_atomically(uri, _PROBE)
@@ -139,14 +129,22 @@ def check_rights(subject: Subject) -> Finding:
     return ok("write, read, list and delete")
 
 
+def check_hdfs_clock(subject: Subject) -> Finding:
+    """Compare this machine's clock with the name node's, as it dates a new folder."""
+    files = subject.datastore.filesystem()
+    with _probe_folder(subject.datastore) as uri:
+        before = time.time()
+        files.makedirs(uri)
+        return compare_clocks(files.modified(uri).timestamp(), before=before)
+
+
 def check_delta(subject: Subject) -> Finding:
     """Let the Delta library look for a table that is not there, with its own login."""
     from deltalake.exceptions import DeltaError
 
-    datastore = subject.datastore
-    uri = datastore.uri(PROBES, uuid.uuid4().hex)
+    uri = subject.datastore.uri(_PROBES, uuid.uuid4().hex)
     try:
-        table = open_table(datastore, uri)
+        table = open_table(subject.datastore, uri)
     except (DeltaError, OSError) as e:
         return failed(
             f"the Delta library does not reach {uri}: {first_line(e)}",
@@ -154,7 +152,7 @@ def check_delta(subject: Subject) -> Finding:
             "AZURE_… in the environment is meant for something else.",
         )
     if table is not None:
-        return failed(f"the Delta library sees a table at {uri}, where there is none", RUN_AGAIN)
+        return failed(f"the Delta library sees a table at {uri}, where there is none", _RUN_AGAIN)
     return ok("the Delta library reaches the store: what is not there is 'not found'")
 
 
@@ -166,31 +164,29 @@ def check_commit(subject: Subject) -> Finding:
     from deltalake.transaction import create_table_with_add_actions
 
     datastore = subject.datastore
-    with probe_folder(datastore) as folder:
+    with _probe_folder(datastore) as folder:
         options = datastore.delta_storage_options()
         uri = datastore.delta_uri(folder)
         schema = Schema.from_arrow(pa.schema([("probe", pa.int64())]))
-        once = CommitProperties(max_commit_retries=0)
         datastore.storage().make_folder(folder)
         try:
             create_table_with_add_actions(
                 uri, schema, [], mode="error", partition_by=[], storage_options=options
             )
-            writers = [DeltaTable(uri, storage_options=options) for _ in range(2)]
             winner, loser = (
                 functools.partial(
-                    writer.create_write_transaction,
+                    DeltaTable(uri, storage_options=options).create_write_transaction,
                     actions=[],
                     mode="append",
                     schema=schema,
-                    commit_properties=once,
+                    commit_properties=CommitProperties(max_commit_retries=0),
                 )
-                for writer in writers
+                for _ in range(2)
             )
             winner()
         except (DeltaError, OSError) as e:
             return failed(
-                f"the Delta library could not commit to {folder}: {first_line(e)}", RUN_AGAIN
+                f"the Delta library could not commit to {folder}: {first_line(e)}", _RUN_AGAIN
             )
         try:
             loser()
@@ -203,6 +199,38 @@ def check_commit(subject: Subject) -> Finding:
     )
 
 
+def reach_remedy(subject: Subject) -> str:
+    """Return what to do where a service does not answer."""
+    if subject.deployment == "emulated":
+        variable = DATASTORE if subject.kind == "hdfs" else AZURITE
+        return f"Start it with `make services`, or set {variable} to where it answers."
+    if subject.kind == "hdfs":
+        return (
+            "Look whether the name node is up, and whether a firewall or a VPN is between; "
+            f"{DATASTORE} names it."
+        )
+    return (
+        f"Look whether {DATASTORE} names the right account and cloud, and whether a firewall, a "
+        "VPN or a private endpoint is between."
+    )
+
+
+@contextlib.contextmanager
+def _probe_folder(datastore: Datastore) -> Iterator[str]:
+    """Yield a folder below the root that nobody else has, and remove it in every case."""
+    folder = datastore.uri(_PROBES, uuid.uuid4().hex)
+    files = datastore.filesystem()
+    try:
+        yield folder
+    finally:
+        # Whatever a library raises: what went wrong before it says more. The last one may be in
+        # use by another doctor.
+        with contextlib.suppress(Exception):
+            files.rm(folder, recursive=True)
+        with contextlib.suppress(Exception):
+            files.rmdir(datastore.uri(_PROBES))
+
+
 def _first_hop(url: str) -> tuple[SplitResult, str]:
     """Return the URL that a request goes to first, and the variable that names it if a proxy's."""
     service = urlsplit(url)
@@ -211,21 +239,3 @@ def _first_hop(url: str) -> tuple[SplitResult, str]:
         return service, ""
     address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     return address, f"{service.scheme.upper()}_PROXY"
-
-
-CHECKS = (
-    Check("deployment", check_deployment),
-    Check("location", check_location, needs=("deployment",)),
-    Check("login", check_login, needs=("location",), kinds=("azure",)),
-    Check("reach", check_reach, needs=("location", "login"), kinds=("azure", "hdfs"), seconds=8),
-    Check("clock", check_azure_clock, needs=("reach",), kinds=("azure",), seconds=15),
-    # Some of azure-identity's logins ask a program, or a service of the machine, that takes long.
-    Check("identity", check_identity, needs=("reach",), kinds=("azure", "hdfs"), seconds=40),
-    Check("container", check_container, needs=("identity",), kinds=("azure",), seconds=20),
-    Check("root", check_root, needs=("location", "reach"), kinds=("local", "hdfs")),
-    Check("rights", check_rights, needs=("container", "root", "location"), seconds=30),
-    Check("clock", check_hdfs_clock, needs=("rights",), kinds=("hdfs",)),
-    Check("delta", check_delta, needs=("container", "root", "location"), seconds=50),
-    Check("commit", check_commit, needs=("rights", "delta"), seconds=50),
-    Check("namespace", check_namespace, needs=("container",), kinds=("azure",)),
-)

@@ -17,6 +17,7 @@ from synapse_assets.compute.calls import CallError, translated
 from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
 from synapse_assets.compute.cpu.cluster import Cluster
 from synapse_assets.datastore.clouds import get_cloud
+from synapse_assets.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -269,9 +270,19 @@ class MLWorkspace(BatchClient):
 
 def _import_sdk() -> None:
     """Import azure-ai-ml without what it says of itself, to nobody who could do anything."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import azure.ai.ml  # noqa: F401
+    from azure.core.exceptions import AzureError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import azure.ai.ml  # noqa: F401
+    except AzureError as e:
+        # It asks for a cloud of one's own while it is imported.
+        raise ConfigurationError(
+            f"azure-ai-ml could not ask for the cloud that AZUREML_CURRENT_CLOUD names: {e} Look "
+            "whether what ARM_CLOUD_METADATA_URL names is there; `make services` starts the "
+            "stand-in."
+        ) from e
     # It has set the level itself, and writes to stderr.
     logging.getLogger(_CHATTY).setLevel(logging.ERROR)
 
