@@ -3,7 +3,7 @@
 import io
 import json
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from synapse_assets.datasets.attempt import StagedDataset
@@ -71,7 +71,7 @@ def read(files: Sequence[DataFile], *, uri: str, datastore: Datastore) -> list[D
         for file in files
         for row in pq.ParquetFile(_content(f"{uri}/{file.path}", storage)).read().to_pylist()
     ]
-    return in_order(entries)
+    return sorted(entries, key=lambda entry: (entry.partition or "", entry.name or ""))
 
 
 def _content(uri: str, storage: Storage) -> io.BytesIO:
@@ -82,11 +82,6 @@ def _content(uri: str, storage: Storage) -> io.BytesIO:
             "somebody removed it. Materialize the asset again, or use another version."
         )
     return io.BytesIO(content)
-
-
-def in_order(entries: Iterable[DataFile]) -> list[DataFile]:
-    """Return entries by partition and name."""
-    return sorted(entries, key=lambda entry: (entry.partition or "", entry.name or ""))
 
 
 def _to_arrow(entries: Sequence[Mapping[str, Any]]) -> "pa.Table":

@@ -9,11 +9,11 @@ engine only when a handler of it is used, and takes references as the JSON that
 import atexit
 import base64
 import hashlib
+import itertools
 import re
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from urllib.parse import quote
 
 from synapse_assets.datasets.downloads import download_all
-from synapse_assets.datastore.storage import (
-    LocalStorage,
-    Storage,
-    StoredFile,
-    for_each_file,
-    sha256_of,
-)
+from synapse_assets.datastore.storage import LocalStorage, Storage, for_each_file, sha256_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,22 +72,20 @@ class Target:
     partition: str | None = None
 
 
-class TypeHandler(ABC):
-    """Loads one Python type from a dataset version, and writes it as Parquet or as files."""
+@dataclass(frozen=True)
+class TypeHandler:
+    """Loads one Python type from a dataset version, and writes it as Parquet or as files.
 
-    kind = "TabularDataset"
+    Attributes:
+        load: Returns the data of a dataset version.
+        write: Writes a value and returns the files, as fields of `DataFile`, with paths relative
+            to the URI. It raises ValueError if the value holds rows of another partition.
+        kind: The kind of dataset.
+    """
 
-    @abstractmethod
-    def load(self, reference: Reference, access: Access) -> Any:
-        """Return the data of a dataset version."""
-
-    @abstractmethod
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        """Write `value` and return the files, as fields of `DataFile`, paths relative to the URI.
-
-        Raises:
-            ValueError: The value holds rows of another partition.
-        """
+    load: Callable[[Reference, Access], Any]
+    write: Callable[[Any, Target, Access], list[FileRecord]]
+    kind: str = "TabularDataset"
 
 
 def handler_for(annotation: Any) -> TypeHandler | None:
@@ -188,7 +180,7 @@ def _write_batches(
                 table = table.drop_columns([column])
             writer.write_table(table.cast(schema))
             rows += table.num_rows
-    return [{"path": path, "size": _stat(storage, uri).size, "rows": rows}]
+    return [{"path": path, "size": storage.written(uri).size, "rows": rows}]
 
 
 def _delta_type(arrow_type: "pa.DataType") -> "pa.DataType":
@@ -208,101 +200,81 @@ def _delta_type(arrow_type: "pa.DataType") -> "pa.DataType":
     return signed.get(arrow_type, arrow_type)
 
 
-class _ArrowDataset(TypeHandler):
-    def load(self, reference: Reference, access: Access) -> Any:
-        return arrow_dataset(reference, access.storage)
+def _through_arrow(
+    load: "Callable[[pyarrow.dataset.Dataset], Any]",
+    batches: "Callable[[Any], tuple[Iterable[pa.RecordBatch], pa.Schema]]",
+) -> TypeHandler:
+    """Return the handler of a type that is made of an Arrow dataset, and read in batches."""
 
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        scanner = value.scanner()
-        return _write_batches(
-            scanner.to_batches(), scanner.projected_schema, target, access.storage
-        )
+    def write(value: Any, target: Target, access: Access) -> list[FileRecord]:
+        return _write_batches(*batches(value), target, access.storage)
 
-
-class _ArrowTable(TypeHandler):
-    def load(self, reference: Reference, access: Access) -> Any:
-        return arrow_dataset(reference, access.storage).to_table()
-
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        return _write_batches(value.to_batches(), value.schema, target, access.storage)
+    return TypeHandler(
+        lambda reference, access: load(arrow_dataset(reference, access.storage)), write
+    )
 
 
-class _ArrowReader(TypeHandler):
-    def load(self, reference: Reference, access: Access) -> Any:
-        return arrow_dataset(reference, access.storage).scanner().to_reader()
-
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        return _write_batches(value, value.schema, target, access.storage)
+def _from_table(table: Any) -> Any:
+    return table.to_batches(), table.schema
 
 
-class _PandasFrame(_ArrowTable):
-    def load(self, reference: Reference, access: Access) -> Any:
-        return super().load(reference, access).to_pandas()
-
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        import pyarrow as pa
-
-        table = pa.Table.from_pandas(value, preserve_index=False)
-        return super().write(table.replace_schema_metadata(), target, access)
+def _from_scanner(scanner: Any) -> Any:
+    return scanner.to_batches(), scanner.projected_schema
 
 
-class _PolarsFrame(_ArrowTable):
-    def load(self, reference: Reference, access: Access) -> Any:
-        import polars as pl
+def _from_pandas(frame: Any) -> Any:
+    import pyarrow as pa
 
-        return pl.from_arrow(super().load(reference, access))
-
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        # Arrow's large and view types are one type with the plain ones in Delta.
-        return super().write(value.to_arrow(compat_level=_polars_compat()), target, access)
+    return _from_table(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata())
 
 
-class _PolarsLazyFrame(TypeHandler):
-    def load(self, reference: Reference, access: Access) -> Any:
-        import polars as pl
-
-        return pl.scan_pyarrow_dataset(arrow_dataset(reference, access.storage))
-
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        frames = value.collect_batches()
-        schema = value.collect_schema().to_frame().to_arrow(compat_level=_polars_compat()).schema
-        tables = (frame.to_arrow(compat_level=_polars_compat()) for frame in frames)
-        batches = (batch for table in tables for batch in table.to_batches())
-        return _write_batches(batches, schema, target, access.storage)
-
-
-def _polars_compat() -> Any:
+def _to_polars(dataset: Any) -> Any:
     import polars as pl
 
-    return pl.CompatLevel.oldest()
+    return pl.from_arrow(dataset.to_table())
+
+
+def _to_polars_lazy(dataset: Any) -> Any:
+    import polars as pl
+
+    return pl.scan_pyarrow_dataset(dataset)
+
+
+def _from_polars(frame: Any) -> Any:
+    import polars as pl
+
+    # Arrow's large and view types are one type with the plain ones in Delta.
+    return _from_table(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+
+
+def _from_polars_lazy(frame: Any) -> Any:
+    parts = (_from_polars(part)[0] for part in frame.collect_batches())
+    _, schema = _from_polars(frame.collect_schema().to_frame())
+    return itertools.chain.from_iterable(parts), schema
 
 
 # --- Spark --------------------------------------------------------------------------------------
 
 
-class _SparkFrame(TypeHandler):
-    def load(self, reference: Reference, access: Access) -> Any:
-        return spark_frame(reference, access.spark())
+def _write_spark(value: Any, target: Target, access: Access) -> list[FileRecord]:
+    from pyspark.sql import functions as f
 
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        from pyspark.sql import functions as f
-
-        column = target.partition_by
-        if column is not None and column in value.columns:
-            other = value.select(column).where(~f.col(column).eqNullSafe(f.lit(target.partition)))
-            _require_partition({row[0] for row in other.limit(1).collect()}, target)
-            value = value.drop(column)
-        # Spark's default, INT96, has no place in Delta.
-        value.sparkSession.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
-        folder = f"{target.uri}/{target.folder}"
-        value.write.mode("error").parquet(folder)
-        # How many rows a file holds is in its footer, which the commit reads anyway: to count them
-        # here would cost a job per output.
-        return [
-            {"path": f"{target.folder}/{file.path}", "size": file.size}
-            for file in access.storage.list_files(folder)
-            if file.path.startswith("part-")
-        ]
+    column = target.partition_by
+    if column is not None and column in value.columns:
+        other = value.select(column).where(~f.col(column).eqNullSafe(f.lit(target.partition)))
+        _require_partition({row[0] for row in other.limit(1).collect()}, target)
+        value = value.drop(column)
+    # Spark's default, INT96, has no place in Delta.
+    value.sparkSession.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
+    folder = f"{target.uri}/{target.folder}"
+    value.write.mode("error").parquet(folder)
+    # How many rows a file holds is in its footer, which the commit reads anyway: to count them
+    # here would cost a job per output.
+    return [
+        {"path": f"{target.folder}/{file.path}", "size": file.size}
+        for file in access.storage.list_files(folder)
+        if file.path.startswith("part-")
+    ]
 
 
 def spark_frame(reference: Reference, spark: "SparkSession") -> "DataFrame":
@@ -360,54 +332,59 @@ def spark_path(path: str) -> str:
 # --- Files --------------------------------------------------------------------------------------
 
 
-class _Files(TypeHandler):
-    """A `Path`: a folder with the files under their names, or one to be taken over."""
+def _load_folder(reference: Reference, access: Access) -> Path:
+    """Return a folder with the files under their names."""
+    local_paths = _load_paths(reference, access)
+    folder = Path(tempfile.mkdtemp(prefix=f"{reference['name'].replace('/', '.')}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    many = len({file["partition"] for file in reference["files"]}) > 1
+    for file, local_path in zip(reference["files"], local_paths, strict=True):
+        partition = folder_name(file["partition"]) if many else ""
+        path = folder / partition / file["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(local_path)
+    return folder
 
-    kind = "FileDataset"
 
-    def load(self, reference: Reference, access: Access) -> Any:
-        _require_kind(reference, "FileDataset")
-        folder = _temporary_folder(reference)
-        many = len({file["partition"] for file in reference["files"]}) > 1
-        local_paths = _local_paths(reference, access.storage)
-        for file, local_path in zip(reference["files"], local_paths, strict=True):
-            partition = folder_name(file["partition"]) if many else ""
-            path = folder / partition / file["name"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(local_path)
-        return folder
+def _load_paths(reference: Reference, access: Access) -> list[Path]:
+    """Return a local path of each file: itself where it is stored here, else a copy."""
+    uris = _uris(reference)
+    if isinstance(access.storage, LocalStorage):
+        return [Path(uri) for uri in uris]
+    return download_all(zip(uris, reference["files"], strict=True), access.storage)
 
-    def write(self, value: Any, target: Target, access: Access) -> list[FileRecord]:
-        source = Path(value)
-        if not source.exists():
-            raise FileNotFoundError(
-                f"There is nothing at {source}, which was given as the content of a FileDataset. "
-                "Return the path of a file or folder that exists."
-            )
-        names = {path: path.relative_to(source).as_posix() for path in _walk(source)}
-        if source.is_file():
-            names = {source: source.name}
-        return for_each_file(
-            lambda item: _store(item[0], name=item[1], target=target, storage=access.storage),
-            names.items(),
+
+def _load_uris(reference: Reference, access: Access) -> list[str]:
+    """Return locations that the engine opens itself."""
+    uris = _uris(reference)
+    return [spark_path(uri) for uri in uris] if access.hadoop_paths else uris
+
+
+def _uris(reference: Reference) -> list[str]:
+    _require_kind(reference, "FileDataset")
+    paths = (str(file["path"]) for file in reference["files"])
+    return [f"{reference['uri']}/{path}" if is_inside(path) else path for path in paths]
+
+
+def _write_files(value: Any, target: Target, access: Access) -> list[FileRecord]:
+    """Store a folder with files under their names, or one file."""
+    source = Path(value)
+    if not source.exists():
+        raise FileNotFoundError(
+            f"There is nothing at {source}, which was given as the content of a FileDataset. "
+            "Return the path of a file or folder that exists."
         )
-
-
-class _FilePaths(_Files):
-    """A `list[Path]`: local paths of the files, to be read only."""
-
-    def load(self, reference: Reference, access: Access) -> Any:
-        _require_kind(reference, "FileDataset")
-        return _local_paths(reference, access.storage)
-
-
-class _FileUris(_Files):
-    """A `list[str]`: locations that the engine opens itself."""
-
-    def load(self, reference: Reference, access: Access) -> Any:
-        _require_kind(reference, "FileDataset")
-        uris = [_absolute(reference, file) for file in reference["files"]]
-        return [spark_path(uri) for uri in uris] if access.hadoop_paths else uris
+    names = {
+        path: path.relative_to(source).as_posix()
+        for path in sorted(source.rglob("*"))
+        if path.is_file()
+    }
+    if source.is_file():
+        names = {source: source.name}
+    return for_each_file(
+        lambda item: _store(item[0], name=item[1], target=target, storage=access.storage),
+        names.items(),
+    )
 
 
 def output_folder(target: Target, storage: Storage) -> Path:
@@ -417,29 +394,6 @@ def output_folder(target: Target, storage: Storage) -> Path:
         folder.mkdir(parents=True)
         return folder
     return Path(tempfile.mkdtemp(prefix="output-"))
-
-
-def _local_paths(reference: Reference, storage: Storage) -> list[Path]:
-    """Return a local path of each file: itself where it is stored here, else a copy."""
-    files = [(_absolute(reference, file), file) for file in reference["files"]]
-    if isinstance(storage, LocalStorage):
-        return [Path(uri) for uri, _ in files]
-    return download_all(files, storage)
-
-
-def _temporary_folder(reference: Reference) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=f"{reference['name'].replace('/', '.')}-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _absolute(reference: Reference, file: Mapping[str, Any]) -> str:
-    path = str(file["path"])
-    return f"{reference['uri']}/{path}" if is_inside(path) else path
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    return iter(sorted(path for path in folder.rglob("*") if path.is_file()))
 
 
 def _store(path: Path, *, name: str, target: Target, storage: Storage) -> FileRecord:
@@ -461,13 +415,6 @@ def _store(path: Path, *, name: str, target: Target, storage: Storage) -> FileRe
     }
 
 
-def _stat(storage: Storage, uri: str) -> StoredFile:
-    stored = storage.stat(uri)
-    if stored is None:
-        raise FileNotFoundError(f"{uri} was written and is gone: run the step again.")
-    return stored
-
-
 def _require_kind(reference: Reference, kind: str) -> None:
     if reference["kind"] != kind:
         other = "pathlib.Path" if kind == "TabularDataset" else "pyarrow.Table"
@@ -486,15 +433,23 @@ def _require_partition(found: set[Any], target: Target) -> None:
         )
 
 
-_HANDLERS: dict[str, TypeHandler] = {
-    "pyarrow.Table": _ArrowTable(),
-    "pyarrow.Dataset": _ArrowDataset(),
-    "pyarrow.RecordBatchReader": _ArrowReader(),
-    "pandas.DataFrame": _PandasFrame(),
-    "polars.DataFrame": _PolarsFrame(),
-    "polars.LazyFrame": _PolarsLazyFrame(),
-    "pyspark.DataFrame": _SparkFrame(),
-    "pathlib.Path": _Files(),
-    "list[Path]": _FilePaths(),
-    "list[str]": _FileUris(),
+_HANDLERS = {
+    "pyarrow.Table": _through_arrow(lambda dataset: dataset.to_table(), _from_table),
+    "pyarrow.Dataset": _through_arrow(
+        lambda dataset: dataset, lambda d: _from_scanner(d.scanner())
+    ),
+    "pyarrow.RecordBatchReader": _through_arrow(
+        lambda dataset: dataset.scanner().to_reader(), lambda reader: (reader, reader.schema)
+    ),
+    "pandas.DataFrame": _through_arrow(
+        lambda dataset: dataset.to_table().to_pandas(), _from_pandas
+    ),
+    "polars.DataFrame": _through_arrow(_to_polars, _from_polars),
+    "polars.LazyFrame": _through_arrow(_to_polars_lazy, _from_polars_lazy),
+    "pyspark.DataFrame": TypeHandler(
+        lambda reference, access: spark_frame(reference, access.spark()), _write_spark
+    ),
+    "pathlib.Path": TypeHandler(_load_folder, _write_files, "FileDataset"),
+    "list[Path]": TypeHandler(_load_paths, _write_files, "FileDataset"),
+    "list[str]": TypeHandler(_load_uris, _write_files, "FileDataset"),
 }

@@ -17,13 +17,12 @@ from synapse_assets.datasets.schema import check_protocol, kind_of
 from synapse_assets.datasets.slot import dataset_uri
 from synapse_assets.datasets.table import (
     SIZE,
-    conflict_error,
-    explained,
+    Properties,
     open_existing,
     open_table,
     parquet_files,
     resolve,
-    tries,
+    transact,
 )
 from synapse_assets.datasets.transaction_log import (
     LOG_FOLDER,
@@ -156,17 +155,10 @@ def restore(datastore: Datastore, name: str, version: int) -> DatasetVersion:
         UnsupportedTableError: The oldest supported reader could not read it.
         CommitConflictError: Other writers kept winning.
     """
-    from deltalake import CommitProperties, Transaction
-    from deltalake.exceptions import CommitFailedError
 
-    uri = dataset_uri(datastore, name)
-    app_id = f"{name}/restore-{uuid.uuid4().hex}"
-    conflict: CommitFailedError | None = None
-    for _ in tries():
-        table = open_existing(datastore, name)
-        made = table.transaction_version(app_id)
-        if made is not None:
-            return resolve(datastore, name, version=made)
+    def write(table: "DeltaTable | None", properties: Properties) -> DatasetVersion:
+        if table is None:
+            table = open_existing(datastore, name)
         # deltalake looks for a version that is far too high without an end.
         is_one = 0 <= version <= table.version()
         old = open_table(datastore, uri, version=version) if is_one else None
@@ -174,27 +166,24 @@ def restore(datastore: Datastore, name: str, version: int) -> DatasetVersion:
             raise DatasetNotFoundError(
                 f"Dataset '{name}' never had a version {version}. Its newest is {table.version()}."
             )
-        for each in (table, old):
-            check_protocol(each, uri)
-        if _content(old) == _content(table):
-            return resolve(datastore, name, version=table.version())
-        _check_restorable(datastore, name, old=old, newest=table)
-        following = table.version() + 1
-        properties = CommitProperties(
-            custom_metadata={_RESTORED: version},
-            # As in `table.commit`: the state has to be looked at again before each try.
-            max_commit_retries=0,
-            app_transactions=[Transaction(app_id, following)],
-        )
-        try:
-            with explained("restore", uri):
-                # All files were just looked for, in one listing instead of one request for each.
-                table.restore(version, ignore_missing_files=True, commit_properties=properties)
-        except CommitFailedError as e:
-            conflict = e
-        else:
-            return resolve(datastore, name, version=following)
-    raise conflict_error(name, uri) from conflict
+        check_protocol(old, uri)
+        made = table.version()
+        if _content(old) != _content(table):
+            _check_restorable(datastore, name, old=old, newest=table)
+            made += 1
+            # All files were just looked for, in one listing instead of one request for each.
+            table.restore(version, ignore_missing_files=True, commit_properties=properties(made))
+        return resolve(datastore, name, version=made)
+
+    uri = dataset_uri(datastore, name)
+    return transact(
+        datastore,
+        name,
+        key=f"restore-{uuid.uuid4().hex}",
+        metadata={_RESTORED: version},
+        write=write,
+        made=lambda made: resolve(datastore, name, version=made),
+    )
 
 
 # --- Versions -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import decimal
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from synapse_assets.errors import StagedFilesError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.fs
     import pyarrow.parquet as pq
 
 # Footers are small and far away: reading many at once hides the latency of an object store.
@@ -46,14 +45,14 @@ class Footer:
 
 
 def read_footers(
-    paths: Sequence[str], *, filesystem: "pyarrow.fs.FileSystem", root: str = ""
-) -> Iterator[Footer]:
-    """Read the footers of `paths`, in order and several at a time.
+    paths: Sequence[str], *, root: str, open_file: "Callable[[str], pa.NativeFile] | None" = None
+) -> list[Footer]:
+    """Return the footers of Parquet files, in order.
 
     Args:
-        paths: Paths on the file system.
-        filesystem: Where they lie.
-        root: What a message puts before them.
+        paths: Paths relative to `root`.
+        root: A folder of this machine, or what a message puts before the paths.
+        open_file: Opens a path where that takes a request: several are read at a time then.
 
     Raises:
         StagedFilesError: A file is missing, or is not Parquet.
@@ -64,20 +63,24 @@ def read_footers(
 
     def read(path: str) -> Footer:
         try:
-            metadata = pq.read_metadata(path, filesystem=filesystem)
+            with open_file(path) if open_file else pa.OSFile(f"{root}/{path}") as file:
+                metadata = pq.ParquetFile(file).metadata
         except (OSError, pa.ArrowInvalid) as e:
             problem = str(e).strip().partition("\n")[0].rstrip(".")
             raise StagedFilesError(
-                f"Cannot read the Parquet footer of {root and f'{root}/'}{path}: {problem}. "
-                "Run the step again: "
+                f"Cannot read the Parquet footer of {root}/{path}: {problem}. Run the step again: "
                 "its files were removed or damaged after it wrote them."
             ) from e
-        stats = json.dumps(_delta_stats(metadata))
-        schema = metadata.schema.to_arrow_schema().remove_metadata()
-        return Footer(schema=schema, rows=metadata.num_rows, stats=stats)
+        return Footer(
+            schema=metadata.schema.to_arrow_schema().remove_metadata(),
+            rows=metadata.num_rows,
+            stats=json.dumps(_delta_stats(metadata)),
+        )
 
+    if open_file is None:
+        return [read(path) for path in paths]
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(read, paths)
+        return list(pool.map(read, paths))
 
 
 def _delta_stats(metadata: "pq.FileMetaData") -> dict[str, Any]:
@@ -126,7 +129,7 @@ def _delta_stats(metadata: "pq.FileMetaData") -> dict[str, Any]:
 
 def _lower_bound(value: Any) -> Any:
     """Return a JSON value that is not above `value`, None where Delta keeps none."""
-    return value[:_MAX_STRING] if isinstance(value, str) else _bound(value)
+    return value[:_MAX_STRING] if isinstance(value, str) else bound(value)
 
 
 def _upper_bound(value: Any) -> Any:
@@ -141,10 +144,11 @@ def _upper_bound(value: Any) -> Any:
         if past > dt.datetime.max.replace(tzinfo=value.tzinfo) - value:
             return None
         value += past
-    return _bound(value)
+    return bound(value)
 
 
-def _bound(value: Any) -> Any:
+def bound(value: Any) -> Any:
+    """Return a bound that is no string as JSON, None where Delta keeps none of its kind."""
     if isinstance(value, int):
         return value
     if isinstance(value, decimal.Decimal):

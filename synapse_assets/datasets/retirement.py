@@ -6,22 +6,20 @@ counts. So the files stay where they are, in the folder of the partition that th
 and that tells which of them to take back.
 """
 
-import datetime as dt
-import decimal
 import json
-import time
+import uuid
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from synapse_assets.datasets.schema import check_protocol
-from synapse_assets.datasets.slot import Slot, dataset_uri
+from synapse_assets.datasets.parquet import bound
+from synapse_assets.datasets.slot import Slot
 from synapse_assets.datasets.table import (
-    conflict_error,
+    Properties,
     explained,
     open_existing,
     parquet_files,
-    tries,
+    transact,
 )
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import DatasetError
@@ -78,37 +76,33 @@ def take_back(datastore: Datastore, table: "DeltaTable", slot: Slot) -> "DeltaTa
 
 def _move(datastore: Datastore, name: str, choose: Callable[[str, str | None], str | None]) -> int:
     """Move the files for which `choose`, told path and partition, returns another partition."""
-    from deltalake import CommitProperties, Transaction
-    from deltalake.exceptions import CommitFailedError
+    moved = 0
 
-    uri = dataset_uri(datastore, name)
-    conflict: CommitFailedError | None = None
-    for _ in tries():
-        table = open_existing(datastore, name)
-        check_protocol(table, uri)
+    def write(table: "DeltaTable | None", properties: Properties) -> int:
+        nonlocal moved
+        if table is None:
+            table = open_existing(datastore, name)
         adds = _adds(table, choose)
-        if not adds:
-            return 0
-        properties = CommitProperties(
-            custom_metadata={RETIRED: len(adds)},
-            # As in `table.commit`: the state has to be looked at again before each try.
-            max_commit_retries=0,
-            app_transactions=[Transaction(RETIRED, table.version() + 1, int(time.time() * 1000))],
-        )
-        try:
-            with explained("move partitions of", uri):
-                table.create_write_transaction(
-                    [*adds],
-                    mode="append",
-                    schema=table.schema(),
-                    partition_by=table.metadata().partition_columns,
-                    commit_properties=properties,
-                )
-        except CommitFailedError as e:
-            conflict = e
-        else:
-            return len(adds)
-    raise conflict_error(name, uri) from conflict
+        moved = len(adds)
+        if adds:
+            table.create_write_transaction(
+                [*adds],
+                mode="append",
+                schema=table.schema(),
+                partition_by=table.metadata().partition_columns,
+                commit_properties=properties(table.version() + 1),
+            )
+        return moved
+
+    return transact(
+        datastore,
+        name,
+        key=f"{RETIRED}-{uuid.uuid4().hex}",
+        mark=RETIRED,
+        metadata={RETIRED: True},
+        write=write,
+        made=lambda _: moved,
+    )
 
 
 def _adds(
@@ -142,20 +136,12 @@ def _adds(
                 file["modification_time"],
                 # No row is new: who reads the changes of the table reads none of them again.
                 False,
-                json.dumps(stats, default=_to_json),
+                json.dumps(stats),
             )
         )
     return adds
 
 
 def _known(values: dict[str, Any] | None) -> dict[str, Any]:
-    return {name: value for name, value in (values or {}).items() if value is not None}
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, dt.datetime):
-        utc = value if value.tzinfo is None else value.astimezone(dt.timezone.utc)
-        return utc.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
-    if isinstance(value, decimal.Decimal):
-        return float(value)
-    return value.isoformat()
+    known = {n: v if isinstance(v, str) else bound(v) for n, v in (values or {}).items()}
+    return {name: value for name, value in known.items() if value is not None}

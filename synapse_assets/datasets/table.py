@@ -9,10 +9,10 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from synapse_assets.datasets import file_entries
@@ -22,19 +22,20 @@ from synapse_assets.datasets.schema import check_protocol, delta_schema, evolve_
 from synapse_assets.datasets.slot import Slot, dataset_uri
 from synapse_assets.datasets.version import DataFile, DatasetVersion
 from synapse_assets.datastore import Datastore
+from synapse_assets.datastore.storage import LocalStorage
 from synapse_assets.errors import (
     CommitConflictError,
-    DatasetError,
     DatasetNotFoundError,
     PartitionNotFoundError,
     StagedFilesError,
     StorageError,
+    SynapseAssetsError,
     UnsupportedTableError,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from deltalake import DeltaTable, Schema
+    from deltalake import CommitProperties, DeltaTable, Schema
     from deltalake.transaction import AddAction
 
 # What the log says of a commit, beside its attempt: the size of the files that it brought.
@@ -56,6 +57,9 @@ _MAX_PROBLEM = 400
 _MAX_ENTRIES = 200
 
 _ENTRY = re.compile(r"\d{20}\.json")
+
+_Made = TypeVar("_Made")
+Properties = Callable[[int], "CommitProperties"]
 
 _MAX_TRIES = 12
 _MAX_TROUBLED_TRIES = 2
@@ -86,12 +90,10 @@ def resolve(
     uri = dataset_uri(datastore, name)
     table = open_existing(datastore, name, version=version)
     partition_by = next(iter(table.metadata().partition_columns), None)
+    files = parquet_files(table, partition_by)
     wanted = None if partitions is None else set(partitions)
-    files = tuple(
-        file
-        for file in parquet_files(table, partition_by)
-        if wanted is None or file.partition in wanted
-    )
+    if wanted is not None:
+        files = [file for file in files if file.partition in wanted]
     if wanted and not files:
         asked = ", ".join(sorted(wanted)[:5]) + (", …" if len(wanted) > 5 else "")
         raise PartitionNotFoundError(
@@ -100,13 +102,13 @@ def resolve(
         )
     kind = kind_of(table)
     if kind == "FileDataset":
-        files = tuple(file_entries.read(files, uri=uri, datastore=datastore))
+        files = file_entries.read(files, uri=uri, datastore=datastore)
     return DatasetVersion(
         name=name,
         uri=uri,
         kind=kind,
         version=table.version(),
-        files=files,
+        files=tuple(files),
         schema=table.schema().to_json() if kind == "TabularDataset" else None,
         partition_by=partition_by,
     )
@@ -181,79 +183,150 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
         StorageError: The store could not be reached, or refused; the same attempt may be committed
             again, whether or not this commit arrived.
     """
-    from deltalake import CommitProperties, PostCommitHookProperties, Transaction
-    from deltalake.exceptions import CommitFailedError
+    from deltalake import PostCommitHookProperties
     from deltalake.transaction import create_table_with_add_actions
 
     from synapse_assets.datasets.retirement import take_back
 
     uri = dataset_uri(datastore, slot.name)
     _check_files(datastore, uri, staged)
-    app_id = f"{slot.name}/{staged.attempt}"
     new: _Content | None = None
-    conflict: Exception | None = None
-    for number in tries():
-        table = open_table(datastore, uri)
+
+    def write(table: "DeltaTable | None", properties: Properties) -> DatasetVersion:
+        nonlocal new
         if table is not None:
-            made = table.transaction_version(app_id)
-            if made is not None:
-                return resolve(datastore, slot.name, version=made, partitions=_only(slot))
-            check_protocol(table, uri)
             table = take_back(datastore, table, slot)
-        if new is None:
-            new = _new_content(datastore, uri, staged, slot)
+        new = new or _new_content(datastore, uri, staged, slot)
         schema = new.schema
         version = 0 if table is None else table.version() + 1
-        properties = CommitProperties(
-            custom_metadata={
-                "attempt": staged.attempt,
-                # Of a FileDataset the log itself knows the size of the entries only.
-                SIZE: sum(file.size for file in staged.files),
-            },
+        if table is None:
+            create_table_with_add_actions(
+                datastore.delta_uri(uri),
+                schema,
+                new.adds,
+                mode="error",
+                partition_by=slot.partition_columns,
+                name=slot.name,
+                description=staged.kind,
+                configuration={"delta.checkpointInterval": str(_CHECKPOINT_INTERVAL)},
+                storage_options=datastore.delta_storage_options(),
+                commit_properties=properties(version),
+            )
+        else:
+            schema = evolve_schema(table, schema, kind=staged.kind, slot=slot)
+            table.create_write_transaction(
+                [*new.adds],
+                mode="overwrite",
+                schema=schema,
+                partition_by=slot.partition_columns,
+                partition_filters=[(slot.partition_by, "=", slot.partition)]
+                if slot.partition_by is not None and slot.partition is not None
+                else None,
+                commit_properties=properties(version),
+                post_commithook_properties=PostCommitHookProperties(
+                    # None: as the table's own properties say.
+                    cleanup_expired_logs=None if version % _CLEANUP_INTERVAL == 0 else False
+                ),
+            )
+        # What `resolve` would return, without reading back what was just written.
+        return DatasetVersion(
+            name=slot.name,
+            uri=uri,
+            kind=staged.kind,
+            version=version,
+            files=new.files,
+            schema=schema.to_json() if staged.kind == "TabularDataset" else None,
+            partition_by=slot.partition_by,
+        )
+
+    return transact(
+        datastore,
+        slot.name,
+        key=staged.attempt,
+        metadata={
+            "attempt": staged.attempt,
+            # Of a FileDataset the log itself knows the size of the entries only.
+            SIZE: sum(file.size for file in staged.files),
+        },
+        write=write,
+        made=lambda version: resolve(
+            datastore,
+            slot.name,
+            version=version,
+            partitions=None if slot.partition is None else [slot.partition],
+        ),
+    )
+
+
+def transact(
+    datastore: Datastore,
+    name: str,
+    *,
+    key: str,
+    metadata: Mapping[str, Any],
+    write: "Callable[[DeltaTable | None, Properties], _Made]",
+    made: Callable[[int], _Made],
+    mark: str | None = None,
+) -> _Made:
+    """Make one transaction on a dataset, once, whatever answers are lost on the way.
+
+    Args:
+        datastore: Where the dataset lies.
+        name: Name of the dataset.
+        key: Tells the transaction from all others of the dataset.
+        metadata: What the log says of it.
+        write: Commits on the newest version of the table (None if there is no table yet) with
+            the properties for the version that it makes, and returns the result.
+        made: Returns the result where the transaction is found in the log, by its version.
+        mark: The table has a transaction of this name from then on.
+
+    Raises:
+        CommitConflictError: Other writers kept winning.
+        StorageError: The store could not be reached, or refused.
+        UnsupportedTableError: The oldest supported reader could not read the table.
+    """
+    from deltalake import CommitProperties, Transaction
+    from deltalake.exceptions import CommitFailedError
+
+    uri = dataset_uri(datastore, name)
+    app_id = f"{name}/{key}"
+
+    def properties(version: int) -> "CommitProperties":
+        return CommitProperties(
+            custom_metadata=dict(metadata),
             # A conflict must not be retried below us: the application transaction has to be
             # looked at again before each try, since the log itself accepts it twice.
             max_commit_retries=0,
-            # Its number is the version it makes, so that the same attempt finds it for good.
-            app_transactions=[Transaction(app_id, version, int(time.time() * 1000))],
+            # Its number is the version it makes, so that the same key finds it for good.
+            app_transactions=[
+                Transaction(name, version, int(time.time() * 1000))
+                for name in ((app_id,) if mark is None else (app_id, mark))
+            ],
         )
+
+    conflict: Exception | None = None
+    for number in range(_MAX_TRIES):
+        if number:
+            wait = min(_MAX_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**number)
+            time.sleep(random.uniform(wait / 2, wait))  # noqa: S311 -- jitter, not a secret
+        table = open_table(datastore, uri)
+        version = None if table is None else table.transaction_version(app_id)
+        if version is not None:
+            return made(version)
+        if table is not None:
+            check_protocol(table, uri)
         try:
-            if table is None:
-                create_table_with_add_actions(
-                    datastore.delta_uri(uri),
-                    schema,
-                    new.adds,
-                    mode="error",
-                    partition_by=slot.partition_columns,
-                    name=slot.name,
-                    description=staged.kind,
-                    configuration={"delta.checkpointInterval": str(_CHECKPOINT_INTERVAL)},
-                    storage_options=datastore.delta_storage_options(),
-                    commit_properties=properties,
-                )
-            else:
-                schema = evolve_schema(table, schema, kind=staged.kind, slot=slot)
-                table.create_write_transaction(
-                    [*new.adds],
-                    mode="overwrite",
-                    schema=schema,
-                    partition_by=slot.partition_columns,
-                    partition_filters=_partition_filter(slot),
-                    commit_properties=properties,
-                    post_commithook_properties=PostCommitHookProperties(
-                        # None: as the table's own properties say.
-                        cleanup_expired_logs=None if version % _CLEANUP_INTERVAL == 0 else False
-                    ),
-                )
+            return write(table, properties)
         except CommitFailedError as e:
             conflict = e
-        except DatasetError:
+        except SynapseAssetsError:
             raise
         except Exception as e:
             # The commit may have arrived, and its answer not.
             now = open_table(datastore, uri)
-            made = None if now is None else now.transaction_version(app_id)
-            if made is not None:
-                return resolve(datastore, slot.name, version=made, partitions=_only(slot))
+            version = None if now is None else now.transaction_version(app_id)
+            if version is not None:
+                return made(version)
             # Creating a table that another writer has just created fails with a bare error. Other
             # trouble may pass: the library itself does not repeat a write that may have arrived.
             is_new = table is None and now is not None
@@ -262,35 +335,11 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
                 with explained("commit to", uri):
                     raise
             conflict = e
-        else:
-            # What `resolve` would return, without reading back what was just written.
-            return DatasetVersion(
-                name=slot.name,
-                uri=uri,
-                kind=staged.kind,
-                version=version,
-                files=new.files,
-                schema=schema.to_json() if staged.kind == "TabularDataset" else None,
-                partition_by=slot.partition_by,
-            )
-    raise conflict_error(slot.name, uri) from conflict
-
-
-def tries() -> Iterator[int]:
-    """Yield the numbers of the tries that a commit has, and wait between them, with jitter."""
-    for number in range(_MAX_TRIES):
-        yield number
-        wait = min(_MAX_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**number)
-        time.sleep(random.uniform(wait / 2, wait))  # noqa: S311 -- jitter, not a secret
-
-
-def conflict_error(name: str, uri: str) -> CommitConflictError:
-    """Return the error that says that all tries of a commit were used up."""
-    return CommitConflictError(
-        f"Could not commit to dataset '{name}' at {uri}: other writers won {_MAX_TRIES} "
-        "times in a row. Nothing was lost; run it again, and give the asset a Dagster pool "
-        "so that it has one writer at a time."
-    )
+    raise CommitConflictError(
+        f"Could not commit to dataset '{name}' at {uri}: other writers won {_MAX_TRIES} times in "
+        "a row. Nothing was lost; run it again, and give the asset a Dagster pool so that it has "
+        "one writer at a time."
+    ) from conflict
 
 
 def open_existing(datastore: Datastore, name: str, *, version: int | None = None) -> "DeltaTable":
@@ -457,17 +506,14 @@ def _check_files(datastore: Datastore, uri: str, staged: StagedDataset) -> None:
     sizes = {f"{staged.folder}/{file.path}": file.size for file in found}
     for file in staged.files:
         size = sizes.get(file.path)
-        if size is None:
+        if size != file.size:
             problem = "is missing"
-        elif size != file.size:
-            problem = f"has {size:,} bytes instead of {file.size:,}"
-        else:
-            continue
-        raise StagedFilesError(
-            f"Attempt {staged.attempt} is not committed: {uri}/{file.path} {problem}. Run the "
-            "step again; "
-            "the version before is untouched."
-        )
+            if size is not None:
+                problem = f"has {size:,} bytes instead of {file.size:,}"
+            raise StagedFilesError(
+                f"Attempt {staged.attempt} is not committed: {uri}/{file.path} {problem}. Run the "
+                "step again; the version before is untouched."
+            )
 
 
 @dataclass(frozen=True)
@@ -522,33 +568,31 @@ def _new_content(datastore: Datastore, uri: str, staged: StagedDataset, slot: Sl
         for file, footer in zip(files, footers, strict=True)
     ]
     if staged.kind == "FileDataset":
-        own = file_entries.in_order(
-            replace(file, partition=slot.partition) for file in staged.files
-        )
+        own = (replace(file, partition=slot.partition) for file in staged.files)
     else:
-        own = sorted(
-            (
-                DataFile(file.path, file.size, rows=footer.rows, partition=slot.partition)
-                for file, footer in zip(files, footers, strict=True)
-            ),
-            key=lambda file: file.path,
+        own = (
+            DataFile(file.path, file.size, rows=footer.rows, partition=slot.partition)
+            for file, footer in zip(files, footers, strict=True)
         )
-    return _Content(delta_schema(footers[0].schema, slot), adds, tuple(own))
+    schema = delta_schema(footers[0].schema, slot)
+    return _Content(schema, adds, tuple(sorted(own, key=lambda file: file.name or file.path)))
 
 
 def _read_footers(datastore: Datastore, uri: str, files: Sequence[DataFile]) -> list[Footer]:
+    paths = [file.path for file in files]
+    if isinstance(datastore.storage(), LocalStorage):
+        return read_footers(paths, root=uri)
     from deltalake.fs import DeltaStorageHandler
-    from pyarrow.fs import PyFileSystem
 
     # Delta's own file system takes sizes that are known, so that a footer is one request; and it
     # works outside of Python, where ten thousand requests would take minutes.
-    sizes = {file.path: file.size for file in files}
     handler = DeltaStorageHandler(
-        datastore.delta_uri(uri), datastore.delta_storage_options(), sizes
+        datastore.delta_uri(uri),
+        datastore.delta_storage_options(),
+        {file.path: file.size for file in files},
     )
-    paths = [file.path for file in files]
     try:
-        return list(read_footers(paths, filesystem=PyFileSystem(handler), root=uri))
+        return read_footers(paths, root=uri, open_file=handler.open_input_file)
     except StagedFilesError as e:
         cause = e.__cause__
         # What the library calls "Generic" is trouble with the store, and not with the files.
@@ -556,13 +600,3 @@ def _read_footers(datastore: Datastore, uri: str, files: Sequence[DataFile]) -> 
             with explained("read the staged files of", uri):
                 raise cause from None
         raise
-
-
-def _partition_filter(slot: Slot) -> list[tuple[str, str, str]] | None:
-    if slot.partition_by is None or slot.partition is None:
-        return None
-    return [(slot.partition_by, "=", slot.partition)]
-
-
-def _only(slot: Slot) -> list[str] | None:
-    return None if slot.partition is None else [slot.partition]

@@ -14,6 +14,7 @@ Two things may happen while files are being removed, and neither may lose data:
 import datetime as dt
 import math
 import re
+import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from synapse_assets.datasets.handlers import is_inside
 from synapse_assets.datasets.maintenance import VACUUMED
 from synapse_assets.datasets.schema import check_protocol, kind_of
 from synapse_assets.datasets.slot import dataset_uri
-from synapse_assets.datasets.table import conflict_error, open_existing, parquet_files, tries
+from synapse_assets.datasets.table import Properties, open_existing, parquet_files, transact
 from synapse_assets.datasets.transaction_log import LOG_FOLDER, read_entries
 from synapse_assets.datasets.version import DataFile
 from synapse_assets.datastore import Datastore
@@ -263,28 +264,28 @@ def _plan(
 
 def _announce(datastore: Datastore, name: str, *, cutoff: float) -> int:
     """Say in the log how far a vacuum goes, and return the version that says so."""
-    from deltalake import CommitProperties
-    from deltalake.exceptions import CommitFailedError
 
-    conflict: CommitFailedError | None = None
-    for _ in tries():
-        table = open_existing(datastore, name)
+    def write(table: "DeltaTable | None", properties: Properties) -> int:
+        if table is None:
+            table = open_existing(datastore, name)
         following = table.version() + 1
-        try:
-            table.create_write_transaction(
-                [],
-                mode="append",
-                schema=table.schema(),
-                partition_by=table.metadata().partition_columns,
-                commit_properties=CommitProperties(
-                    custom_metadata={VACUUMED: cutoff}, max_commit_retries=0
-                ),
-            )
-        except CommitFailedError as e:
-            conflict = e
-        else:
-            return following
-    raise conflict_error(name, dataset_uri(datastore, name)) from conflict
+        table.create_write_transaction(
+            [],
+            mode="append",
+            schema=table.schema(),
+            partition_by=table.metadata().partition_columns,
+            commit_properties=properties(following),
+        )
+        return following
+
+    return transact(
+        datastore,
+        name,
+        key=f"vacuum-{uuid.uuid4().hex}",
+        metadata={VACUUMED: cutoff},
+        write=write,
+        made=lambda version: version,
+    )
 
 
 def _is_ours(path: str, column: str | None) -> bool:
