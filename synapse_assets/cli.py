@@ -102,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
 def _sample(options: argparse.Namespace) -> int:
     from synapse_assets.sample import write_sample
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     write_sample(options.out, rows=options.rows, seed=options.seed)
     size = options.out.stat().st_size
     seconds = time.monotonic() - options.started
@@ -116,7 +115,6 @@ def _own_sample() -> Path:
 
     path = settings.state_folder() / "sample" / f"{SAMPLE_ARRIVAL}.csv"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_sample(path, rows=_SAMPLE_ROWS, seed=_SAMPLE_SEED)
     return path
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from synapse_assets.datasets.version import DatasetVersion
+
 _STDOUT, _STDERR = 1, 2
 
 
@@ -19,21 +21,28 @@ class Summary:
 
     Attributes:
         key: The asset.
-        version: Number of the dataset's version; None if there is none.
-        content: Rows or files, in words.
-        size: Size in bytes.
+        version: The dataset; None if there is none.
         seconds: How long its step took when it last ran.
-        uri: Where it lies.
-        note: What is worth knowing beside that, for example the model's accuracy.
+        accuracy: Of a model, cross-validated.
     """
 
     key: dg.AssetKey
-    version: int | None
-    content: str
-    size: int
+    version: DatasetVersion | None
     seconds: float | None
-    uri: str
-    note: str = ""
+    accuracy: float | None
+
+    def cells(self, *, is_up_to_date: bool) -> list[str]:
+        """Return a line of the table of assets."""
+        name, version = self.key.to_user_string(), self.version
+        if version is None:
+            return [name, "-", "nothing yet", "0 B", "-", ""]
+        is_table = version.kind == "TabularDataset"
+        count = (version.rows or 0) if is_table else len(version.files)
+        content = f"{count:,} {'row' if is_table else 'file'}{'' if count == 1 else 's'}"
+        seconds = "-" if self.seconds is None else f"{self.seconds:.1f}"
+        made = "up to date" if is_up_to_date else seconds
+        size = format_size(version.size)
+        return [name, str(version.version), content, size, made, version.uri]
 
 
 class Console:
@@ -89,26 +98,12 @@ class Console:
     ) -> None:
         """Print one line per asset: what it holds now, and whether this run made it."""
         header = ["asset", "version", "content", "size", "seconds", "where"]
-        rows = [
-            [
-                summary.key.to_user_string(),
-                "-" if summary.version is None else str(summary.version),
-                summary.content,
-                format_size(summary.size),
-                ("-" if summary.seconds is None else f"{summary.seconds:.1f}")
-                if summary.key in stale
-                else "up to date",
-                summary.uri,
-            ]
-            for summary in summaries
-        ]
-        self.say("")
-        for line in format_columns(header, rows):
+        rows = [summary.cells(is_up_to_date=summary.key not in stale) for summary in summaries]
+        for line in ("", *format_columns(header, rows), ""):
             self.say(line)
-        self.say("")
         for summary in summaries:
-            if summary.note:
-                self.say(summary.note)
+            if summary.accuracy is not None:
+                self.say(f"Cross-validated accuracy: {summary.accuracy:.3f}")
         if not stale:
             self.say("Nothing to do: same code and same input as when each asset was made.")
         self.say(f"{seconds:.1f} s in all.")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import psutil
@@ -29,7 +28,7 @@ from dagster._core.definitions.data_version import (
     StaleStatus,
 )
 from dagster._core.event_api import PartitionKeyFilter
-from dagster._core.loader import LoadingContext
+from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from synapse_assets.arrivals.listing import Walk, look_at
@@ -41,6 +40,7 @@ from synapse_assets.datasets.table import resolve
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.storage import Storage, sha256_of
+from synapse_assets.defs.alerts import failure_of
 from synapse_assets.defs.resources import resources_of
 from synapse_assets.defs.titanic.assets import (
     ARRIVALS_NAME,
@@ -225,7 +225,8 @@ def find_stale(
     """
     graph = definitions.resolve_asset_graph()
     # Dagster's public API does not tell what is stale; its UI asks this class, through GraphQL.
-    resolver = CachingStaleStatusResolver(instance, graph, _Loaders(instance))
+    # The context is where it keeps what it looked up; outside of a web server there is this one.
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     stale: dict[dg.AssetKey, str] = {}
     for key in graph.toposorted_asset_keys:
         node = graph.get(key)
@@ -241,7 +242,7 @@ def find_stale(
             reason = "; ".join(dict.fromkeys(_cause(cause) for cause in causes))
         elif parents:
             reason = f"depends on {', '.join(sorted(parents))}"
-        elif not _is_stored(datastore, key, partition):
+        elif _resolve(datastore, key, partition) is None:
             reason = "its data is gone from the datastore"
         else:
             reason = _failed_blocking_check(instance, graph, key, partition)
@@ -280,7 +281,9 @@ def execute(
     def listen(entry: dg.EventLogEntry) -> None:
         event = entry.dagster_event
         if event is not None and event.is_step_failure:
-            failures.append(_sentence(event))
+            # Dagster puts the class before the message.
+            sentence = re.sub(r"^[\w.]+(Error|Failure): ", "", failure_of(event))
+            failures.append(f"{event.step_key}: {sentence}")
         on_event(entry)
 
     instance.add_event_listener(run_id, listen)
@@ -306,31 +309,19 @@ def summarize(
     summaries = []
     for key in graph.toposorted_asset_keys:
         node = graph.get(key)
-        if not node.is_materializable:
-            continue
-        partitions = [arrival] if node.is_partitioned else None
-        try:
-            version = resolve(datastore, "/".join(key.path), partitions=partitions)
-        except (DatasetNotFoundError, PartitionNotFoundError):
-            summaries.append(Summary(key, None, "nothing yet", 0, None, ""))
-            continue
-        latest = instance.get_latest_materialization_event(key)
-        materialization = latest.asset_materialization if latest else None
-        metadata = materialization.metadata if materialization else {}
-        is_table = version.kind == "TabularDataset"
-        count = version.rows if is_table else len(version.files)
-        accuracy = metadata.get("accuracy")
-        summaries.append(
-            Summary(
-                key=key,
-                version=version.version,
-                content=f"{count:,} {'row' if is_table else 'file'}{'' if count == 1 else 's'}",
-                size=version.size,
-                seconds=getattr(metadata.get("seconds"), "value", None),
-                uri=version.uri,
-                note=f"Cross-validated accuracy: {accuracy.value:.3f}" if accuracy else "",
+        if node.is_materializable:
+            latest = instance.get_latest_materialization_event(key)
+            made = latest.asset_materialization if latest else None
+            metadata = made.metadata if made else {}
+            values = {name: getattr(value, "value", None) for name, value in metadata.items()}
+            summaries.append(
+                Summary(
+                    key=key,
+                    version=_resolve(datastore, key, arrival if node.is_partitioned else None),
+                    seconds=values.get("seconds"),
+                    accuracy=values.get("accuracy"),
+                )
             )
-        )
     return summaries
 
 
@@ -438,22 +429,6 @@ def _holds(storage: Storage, uri: str, source: Path) -> bool:
         return storage.download(uri, Path(folder, "copy")) == sha256_of(source)
 
 
-class _Loaders(LoadingContext):
-    """What the staleness resolver keeps its cached look-ups in."""
-
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self._instance = instance
-        self._loaders: dict[Any, Any] = {}
-
-    @property
-    def instance(self) -> dg.DagsterInstance:
-        return self._instance
-
-    @property
-    def loaders(self) -> dict[Any, Any]:
-        return self._loaders
-
-
 def _cause(cause: StaleCause) -> str:
     """Return a cause in words: 'landing has a new data version', 'has a new code version'."""
     if not cause.children:
@@ -461,12 +436,15 @@ def _cause(cause: StaleCause) -> str:
     return "; ".join(f"{c.asset_key.to_user_string()} {c.reason}" for c in cause.children)
 
 
-def _is_stored(datastore: Datastore, key: dg.AssetKey, partition: str | None) -> bool:
+def _resolve(
+    datastore: Datastore, key: dg.AssetKey, partition: str | None
+) -> DatasetVersion | None:
+    """Return what the datastore holds of an asset, None if that is nothing."""
+    partitions = None if partition is None else [partition]
     try:
-        resolve(datastore, "/".join(key.path), partitions=[partition] if partition else None)
+        return resolve(datastore, "/".join(key.path), partitions=partitions)
     except (DatasetNotFoundError, PartitionNotFoundError):
-        return False
-    return True
+        return None
 
 
 def _failed_blocking_check(
@@ -483,14 +461,3 @@ def _failed_blocking_check(
         if record.status is AssetCheckExecutionRecordStatus.FAILED and not is_warning:
             return f"its check {check_key.name} failed"
     return None
-
-
-def _sentence(event: dg.DagsterEvent) -> str:
-    """Return the first line of the error that made a step fail."""
-    error = event.step_failure_data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    message = error.message if error is not None else event.message or "failed"
-    # Dagster puts the class before the message.
-    sentence = re.sub(r"^[\w.]+(Error|Failure): ", "", message.strip().splitlines()[0])
-    return f"{event.step_key}: {sentence}"

@@ -11,20 +11,17 @@ no platform's mathematics library has a say. A shorter list is the beginning of 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple, TextIO, TypeVar
 
+from synapse_assets.steps.titanic_schema import COLUMNS
+
 _T = TypeVar("_T")
 _Random = Callable[[], float]
 Kind = Literal["boy", "girl", "man", "woman"]
-
-COLUMNS = (
-    "PassengerId", "Survived", "Pclass", "Name", "Sex", "Age",
-    "SibSp", "Parch", "Ticket", "Fare", "Cabin", "Embarked",
-)  # fmt: skip
 
 # The arrival that a generated file makes where no file is given.
 SAMPLE_ARRIVAL = "sample"
@@ -97,7 +94,6 @@ _FREE_TICKET_SHARE = 0.04  # of the men who travel alone
 # A party's ordinal times a number, modulo a prime: no ticket twice in nearly ten million parties.
 _TICKET_PRIME, _TICKET_STRIDE = 9_999_991, 7_368_787
 _MINGLED_ROWS = 512
-_ROWS_PER_WRITE = 2_000
 
 
 def _spread(*brackets: tuple[int, int, int]) -> list[int]:
@@ -279,33 +275,25 @@ def _replacing(path: Path) -> Iterator[TextIO]:
     target = path.resolve()
     if target.exists() and not target.is_file():
         raise ValueError(f"{path} is not a regular file: name a file to write the sample to.")
+    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".sample-{os.urandom(8).hex()}.part")
     try:
         with part.open("x", encoding="ascii", newline="\n") as file:
             yield file
         part.replace(target)
-    except OSError as error:
-        if error.filename == str(part):
-            # The reader knows the path that was asked for, not the temporary one.
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
     finally:
-        with suppress(OSError):
-            part.unlink()
+        part.unlink(missing_ok=True)
 
 
-def write_sample(
-    path: Path, *, rows: int, seed: int, progress: Callable[[int], None] | None = None
-) -> None:
+def write_sample(path: Path, *, rows: int, seed: int) -> None:
     """Writes an invented passenger list as CSV (RFC 4180 quoting, line feeds) in constant memory.
 
     The file appears complete or not at all, and replaces one that is there.
 
     Args:
-        path: The file to write; its folder must exist.
+        path: The file to write.
         rows: The number of passengers, 0 or more; the header comes on top.
         seed: The same seed and rows give the same bytes on every Python.
-        progress: Called with the number of rows written so far, every few thousand rows.
 
     Raises:
         ValueError: `rows` is negative, or `path` is something else than a regular file.
@@ -319,13 +307,7 @@ def write_sample(
     waiting = list(islice(passengers, _MINGLED_ROWS))
     with _replacing(path) as file:
         file.write(",".join(COLUMNS) + "\n")
-        for done in range(0, rows, _ROWS_PER_WRITE):
-            last = min(done + _ROWS_PER_WRITE, rows)
-            lines = []
-            for number in range(done + 1, last + 1):
-                seat = int(random() * _MINGLED_ROWS)
-                lines.append(f"{number},{waiting[seat]}")
-                waiting[seat] = next(passengers)
-            file.write("".join(lines))
-            if progress is not None:
-                progress(last)
+        for number in range(1, rows + 1):
+            seat = int(random() * _MINGLED_ROWS)
+            file.write(f"{number},{waiting[seat]}")
+            waiting[seat] = next(passengers)

@@ -11,7 +11,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,28 +70,23 @@ class Alert:
         }
 
 
-def post(
-    alert: Alert, *, variable: str = ALERT_WEBHOOK, wait_seconds: float = _WAIT_SECONDS
-) -> None:
-    """Post an alert to the webhook that an environment variable names.
-
-    Args:
-        alert: What to tell.
-        variable: Name of the variable.
-        wait_seconds: How long to wait before the next try, in seconds.
+def post(alert: Alert) -> None:
+    """Post an alert to the webhook that the environment names.
 
     Raises:
         ConfigurationError: The variable holds no address.
         ServiceUnavailableError: The webhook did not take the alert.
     """
-    url = os.environ.get(variable, "")
+    url = os.environ.get(ALERT_WEBHOOK, "")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(f"{variable} is no http(s) address: set it to that of a webhook.")
+        raise ConfigurationError(
+            f"{ALERT_WEBHOOK} is no http(s) address: set it to that of a webhook."
+        )
     body = json.dumps(alert.payload(parts.hostname)).encode()
     problem = ""
     for number in range(_TRIES):
-        time.sleep(wait_seconds if number else 0)
+        time.sleep(_WAIT_SECONDS if number else 0)
         try:
             request = urllib.request.Request(  # noqa: S310 -- the scheme was looked at above
                 url, body, {"Content-Type": "application/json"}
@@ -103,76 +98,60 @@ def post(
             problem = f"HTTP {e.code}"
             if e.code < 500 and e.code != 429:
                 break
-        except urllib.error.URLError as e:
-            problem = str(e.reason)
         except (OSError, http.client.HTTPException, ValueError) as e:
-            # Only its class: what it says may hold the address, and so the secret in it.
-            problem = type(e).__name__
+            # What else it says may hold the address, and so the secret in it.
+            problem = str(e.reason) if isinstance(e, urllib.error.URLError) else type(e).__name__
     # Nor is the cause kept, for the same reason.
     raise ServiceUnavailableError(
-        f"The webhook of {variable} did not take the alert '{alert.title}': {problem}. "
+        f"The webhook of {ALERT_WEBHOOK} did not take the alert '{alert.title}': {problem}. "
         "Look whether its address is still right."
     ) from None
 
 
-def alert_sensors(
-    *, variable: str = ALERT_WEBHOOK, default_status: dg.DefaultSensorStatus | None = None
-) -> list[dg.SensorDefinition]:
-    """Return a sensor for failed runs and one for checks that failed or warned in other runs.
-
-    Args:
-        variable: Environment variable that holds the webhook's address. It is read when there is
-            something to tell.
-        default_status: Whether they are on from the start; by default they are.
-    """
-    status = default_status or dg.DefaultSensorStatus.RUNNING
-
-    @dg.run_failure_sensor(
-        name="alert_on_failure",
-        minimum_interval_seconds=_INTERVAL_SECONDS,
-        default_status=status,
-        description=f"Posts failed runs to the webhook of {variable}.",
-    )
-    def alert_on_failure(context: dg.RunFailureSensorContext) -> None:
-        lines = [
-            f"{event.step_key}: {_sentence(event)}" for event in context.get_step_failure_events()
-        ] or [context.failure_event.message or "The run failed."]
-        checks = _bad_checks(context)
-        post(_alert("failed", context, [*lines, *checks]), variable=variable)
-
-    @dg.run_status_sensor(
-        dg.DagsterRunStatus.SUCCESS,
-        name="alert_on_checks",
-        minimum_interval_seconds=_INTERVAL_SECONDS,
-        default_status=status,
-        description=f"Posts checks that failed or warned to the webhook of {variable}.",
-    )
-    def alert_on_checks(context: dg.RunStatusSensorContext) -> None:
-        checks = _bad_checks(context)
-        if checks:
-            post(_alert("succeeded with bad checks", context, checks), variable=variable)
-
-    return [alert_on_failure, alert_on_checks]
+@dg.run_failure_sensor(
+    minimum_interval_seconds=_INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=f"Posts failed runs to the webhook of {ALERT_WEBHOOK}.",
+)
+def alert_on_failure(context: dg.RunFailureSensorContext) -> None:
+    """Tell why a run failed."""
+    events = context.get_step_failure_events()
+    lines = [f"{event.step_key}: {failure_of(event)}" for event in events]
+    lines = lines or [context.failure_event.message or "The run failed."]
+    post(_alert("failed", context, [*lines, *_bad_checks(context)]))
 
 
-def mail_sensor(environment: Mapping[str, str]) -> dg.SensorDefinition:
+@dg.run_status_sensor(
+    dg.DagsterRunStatus.SUCCESS,
+    minimum_interval_seconds=_INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=f"Posts checks that failed or warned to the webhook of {ALERT_WEBHOOK}.",
+)
+def alert_on_checks(context: dg.RunStatusSensorContext) -> None:
+    """Tell which checks of a run that succeeded did not pass."""
+    checks = _bad_checks(context)
+    if checks:
+        post(_alert("succeeded with bad checks", context, checks))
+
+
+def mail_on_failure() -> dg.SensorDefinition:
     """Return Dagster's own sensor that mails failed runs, as the environment configures it.
 
     Raises:
         ConfigurationError: A setting is missing.
     """
     needed = (ALERT_MAIL_TO, ALERT_MAIL_FROM, ALERT_MAIL_PASSWORD)
-    missing = [name for name in needed if not environment.get(name)]
+    missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         raise ConfigurationError(
             f"Mail on failed runs needs {', '.join(missing)}, too: set it, or unset the others."
         )
     return dg.make_email_on_run_failure_sensor(
-        email_from=environment[ALERT_MAIL_FROM],
-        email_password=environment[ALERT_MAIL_PASSWORD],
-        email_to=[name.strip() for name in environment[ALERT_MAIL_TO].split(",")],
-        smtp_host=environment.get(ALERT_MAIL_SERVER) or "smtp.gmail.com",
-        webserver_base_url=environment.get(UI_URL),
+        email_from=os.environ[ALERT_MAIL_FROM],
+        email_password=os.environ[ALERT_MAIL_PASSWORD],
+        email_to=[name.strip() for name in os.environ[ALERT_MAIL_TO].split(",")],
+        smtp_host=os.environ.get(ALERT_MAIL_SERVER) or "smtp.gmail.com",
+        webserver_base_url=os.environ.get(UI_URL),
         name="mail_on_failure",
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -185,10 +164,21 @@ def alerts() -> dg.Definitions:
     Raises:
         ConfigurationError: A setting for mail is missing.
     """
-    sensors = alert_sensors() if os.environ.get(ALERT_WEBHOOK) else []
+    sensors: list[dg.SensorDefinition] = []
+    if os.environ.get(ALERT_WEBHOOK):
+        sensors += [alert_on_failure, alert_on_checks]
     if os.environ.get(ALERT_MAIL_TO):
-        sensors.append(mail_sensor(os.environ))
+        sensors.append(mail_on_failure())
     return dg.Definitions(sensors=sensors)
+
+
+def failure_of(event: dg.DagsterEvent) -> str:
+    """Return the first line of what made a step fail."""
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    message = error.message if error is not None else event.message or "failed"
+    return message.strip().splitlines()[0]
 
 
 def _alert(ending: str, context: dg.RunStatusSensorContext, lines: Sequence[str]) -> Alert:
@@ -207,27 +197,15 @@ def _alert(ending: str, context: dg.RunStatusSensorContext, lines: Sequence[str]
     )
 
 
-def _sentence(event: dg.DagsterEvent) -> str:
-    """Return the first line of what made a step fail."""
-    error = event.step_failure_data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    message = error.message if error is not None else event.message or "failed"
-    return message.strip().splitlines()[0]
-
-
 def _bad_checks(context: dg.RunStatusSensorContext) -> list[str]:
     """Return a line for each check of the run that did not pass."""
     entries = context.instance.all_logs(
         context.dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
     )
-    lines = []
-    for entry in entries:
-        if entry.dagster_event is None:
-            continue
-        check = entry.dagster_event.asset_check_evaluation_data
-        if not check.passed:
-            asset = check.asset_key.to_user_string()
-            said = f": {check.description}" if check.description else ""
-            lines.append(f"{check.severity.value} of {check.check_name} on {asset}{said}")
-    return lines
+    checks = [e.dagster_event.asset_check_evaluation_data for e in entries if e.dagster_event]
+    return [
+        f"{check.severity.value} of {check.check_name} on {check.asset_key.to_user_string()}"
+        + (f": {check.description}" if check.description else "")
+        for check in checks
+        if not check.passed
+    ]

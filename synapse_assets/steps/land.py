@@ -12,11 +12,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from synapse_assets.steps.titanic_schema import COLUMNS, explain_wrong_header, parse_header
+from synapse_assets.steps import titanic_schema as schema
+from synapse_assets.steps.titanic_schema import BLANKS, COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -28,33 +29,24 @@ _PROGRESS_EVERY_ROWS = 1_000_000
 # Spark's CSV parser allocates its columns up front: it needs a limit, and dies beyond it.
 _MAX_FIELDS_IN_LINE = 1_000_000
 _MAX_FIELD_CHARS = 2**31 - 1
-# What Spark strips when it decides whether a line is blank: everything up to the space.
-_BLANKS = "".join(map(chr, range(33)))
 _END_OF_FILE = "synapse_assets: end of file"
+_LINE_ENDS = {"\n": "LF", "\r": "CR", "\r\n": "CRLF"}
 
-_WIDE_BYTE_ORDER_MARKS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
-_FOREIGN_FORMATS = (
-    (b"\x1f\x8b", "a gzip file", "unpack it first"),
-    (b"PK\x03\x04", "a zip or Excel file", "unpack it, or save it as CSV, first"),
-    (b"BZh", "a bzip2 file", "unpack it first"),
-    (b"\xfd7zXZ\x00", "an xz file", "unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "a zstandard file", "unpack it first"),
-    (b"PAR1", "a Parquet file", "export it as CSV first"),
-    (b"\xd0\xcf\x11\xe0", "an old Excel file", "save it as CSV first"),
-    (b"%PDF-", "a PDF file", "export it as CSV first"),
-)
-
-
-@dataclass(frozen=True)
-class _Inspection:
-    rows: int
-    header: list[str]
-    preview: list[list[str]]
+_FOREIGN_FORMATS = {
+    b"": "is empty (0 bytes): land a CSV file with a header.",
+    b"\xff\xfe\x00\x00": "line 1: the text is UTF-32: save it as UTF-8.",
+    b"\x00\x00\xfe\xff": "line 1: the text is UTF-32: save it as UTF-8.",
+    b"\xff\xfe": "line 1: the text is UTF-16: save it as UTF-8.",
+    b"\xfe\xff": "line 1: the text is UTF-16: save it as UTF-8.",
+    b"\x1f\x8b": "is a gzip file, not CSV: unpack it first.",
+    b"PK\x03\x04": "is a zip or Excel file, not CSV: unpack it, or save it as CSV, first.",
+    b"BZh": "is a bzip2 file, not CSV: unpack it first.",
+    b"\xfd7zXZ\x00": "is an xz file, not CSV: unpack it first.",
+    b"\x28\xb5\x2f\xfd": "is a zstandard file, not CSV: unpack it first.",
+    b"PAR1": "is a Parquet file, not CSV: export it as CSV first.",
+    b"\xd0\xcf\x11\xe0": "is an old Excel file, not CSV: save it as CSV first.",
+    b"%PDF-": "is a PDF file, not CSV: export it as CSV first.",
+}
 
 
 def land(
@@ -90,21 +82,19 @@ def land(
         copy = titanic_input / name
         shutil.copyfile(source, copy)
         try:
-            inspection = _inspect_csv(copy, file_name=source.name)
+            header, rows, first = _inspect_csv(copy, file_name=source.name)
         except ValueError as e:
             shutil.move(copy, titanic_quarantined_files / name)
             quarantined[name] = {"reason": str(e)}
             logger.warning("%s", e)
             continue
-        readable[name] = {"rows": str(inspection.rows), "columns": str(len(inspection.header))}
-        total += inspection.rows
+        readable[name] = {"rows": str(rows), "columns": str(len(header))}
+        total += rows
         # Files may order their columns differently; the preview shows one order.
-        order = [inspection.header.index(column) for column in COLUMNS]
-        preview.extend(
-            [row[at] if at < len(row) else "" for at in order]
-            for row in inspection.preview[: _PREVIEW_ROWS - len(preview)]
-        )
-        logger.info("%s: %d rows", name, inspection.rows)
+        order = [header.index(column) for column in COLUMNS]
+        padded = [[*row, *[""] * len(order)] for row in first[: _PREVIEW_ROWS - len(preview)]]
+        preview += [[row[at] for at in order] for row in padded]
+        logger.info("%s: %d rows", name, rows)
     report(
         "titanic_input",
         **{
@@ -126,9 +116,8 @@ def check_header(path: Path) -> None:
         ValueError: It is no regular file, not CSV, or lacks a column.
     """
     _refuse_what_is_no_file(path)
-    _refuse_foreign_format(path, file_name=path.name)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        _check_header(next(_check_lines(text, file_name=path.name)), file_name=path.name)
+    with _opened(path, file_name=path.name) as lines:
+        _read_header(lines, file_name=path.name)
 
 
 def _refuse_what_is_no_file(path: Path) -> None:
@@ -165,54 +154,42 @@ def _name_copies(landing: list[Path]) -> list[str]:
     return names
 
 
-def _inspect_csv(path: Path, *, file_name: str) -> _Inspection:
-    _refuse_foreign_format(path, file_name=file_name)
-    plain = _count_plain_rows(path)
-    # surrogateescape keeps a byte that is not UTF-8 visible in its line, so that the message
-    # can name the line without a second pass.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        lines = _check_lines(text, file_name=file_name)
-        header = _check_header(next(lines), file_name=file_name)
-        by_lines = plain or _count_rows_by_lines(lines)
-        if by_lines is not None:
-            return _Inspection(rows=by_lines[0], header=header, preview=by_lines[1])
-        text.seek(0)
-        rows, preview = _count_rows_by_quotes(
-            _check_lines(text, file_name=file_name), file_name=file_name
-        )
-        return _Inspection(rows=rows, header=header, preview=preview)
+def _inspect_csv(path: Path, *, file_name: str) -> tuple[list[str], int, list[list[str]]]:
+    """Return the header, the number of rows after it, and the first of them."""
+    with _opened(path, file_name=file_name) as lines:
+        header = _read_header(lines, file_name=file_name)
+        counted = _count_rows_by_lines(path)
+    if counted is None:
+        with _opened(path, file_name=file_name) as lines:
+            counted = _count_rows_by_quotes(lines, file_name=file_name)
+    return header, *counted
 
 
-def _refuse_foreign_format(path: Path, *, file_name: str) -> None:
+@contextmanager
+def _opened(path: Path, *, file_name: str) -> Iterator[Iterator[str]]:
+    """Open a CSV file, give its lines, and lift the csv module's limit of 131,072 a field."""
     with path.open("rb") as data:
         head = data.read(16)
-    if not head:
-        raise ValueError(f"{file_name} is empty (0 bytes): land a CSV file with a header.")
-    for mark, encoding in _WIDE_BYTE_ORDER_MARKS:
-        if head.startswith(mark):
-            raise ValueError(f"{file_name}, line 1: the text is {encoding}: save it as UTF-8.")
-    for magic, what, remedy in _FOREIGN_FORMATS:
-        if head.startswith(magic):
-            raise ValueError(f"{file_name} is {what}, not CSV: {remedy}.")
+    for magic, problem in _FOREIGN_FORMATS.items():
+        if head.startswith(magic) and (magic or not head):
+            where = "," if problem.startswith("line") else ""
+            raise ValueError(f"{file_name}{where} {problem}")
+    limit = csv.field_size_limit(_MAX_FIELD_CHARS)
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            yield _check_lines(text, file_name=file_name)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _check_lines(text: TextIO, *, file_name: str) -> Iterator[str]:
-    """Yield each line with its end, refusing what is not UTF-8 text."""
-    for number, line in enumerate(text, start=1):
+    """Yield each line with its end, refusing what no CSV parser could take."""
+    for number, line in enumerate(schema.check_lines(text, file_name=file_name), start=1):
         if "\0" in line:
             raise ValueError(
                 f"{file_name}, line {number}: the text holds NUL bytes, as UTF-16 and UTF-32 do: "
                 "save it as UTF-8."
             )
-        if not line.isascii():
-            try:
-                line.encode()
-            except UnicodeEncodeError as error:
-                byte = ord(line[error.start]) - 0xDC00
-                raise ValueError(
-                    f"{file_name}, line {number}: the byte 0x{byte:02X} is not UTF-8: "
-                    "save the file as UTF-8."
-                ) from error
         if len(line) > _MAX_FIELDS_IN_LINE and line.count(",") >= _MAX_FIELDS_IN_LINE:
             raise ValueError(
                 f"{file_name}, line {number}: the line has more than {_MAX_FIELDS_IN_LINE:,} "
@@ -221,156 +198,86 @@ def _check_lines(text: TextIO, *, file_name: str) -> Iterator[str]:
         yield line
 
 
-def _check_header(line: str, *, file_name: str) -> list[str]:
-    if not line.strip(_BLANKS):
+def _read_header(lines: Iterator[str], *, file_name: str) -> list[str]:
+    line = next(lines)
+    if not line.strip(BLANKS):
         raise ValueError(f"{file_name}, line 1: the line is blank: begin with the header.")
-    header = parse_header(line)
-    problem = explain_wrong_header(header, file_name=file_name)
-    if problem is not None:
-        raise ValueError(problem)
+    header = schema.parse_header(line)
+    schema.check_header(header, file_name=file_name)
     return header
 
 
-def _count_plain_rows(path: Path) -> tuple[int, list[list[str]]] | None:
-    """Count the rows after the first line of a file without anything unusual, None of others.
-
-    Everything else (a row over several lines, other line ends, what is no text) is left to the
-    slower counts, which know what to say of it.
-    """
-    rows = 0
-    preview: list[str] = []
-    rest = b""
-    with path.open("rb") as data:
-        if b"\r" in data.readline().removesuffix(b"\r\n"):
-            return None
-        while block := data.read(_BLOCK_BYTES):
-            whole, end, rest = (rest + block).rpartition(b"\n")
-            counted = _count_plain_lines(whole + end, preview)
-            if counted is None or len(rest) > _MAX_FIELDS_IN_LINE:
-                return None
-            if (rows + counted) // _PROGRESS_EVERY_ROWS > rows // _PROGRESS_EVERY_ROWS:
-                logger.info("%d rows counted", rows + counted)
-            rows += counted
-    counted = _count_plain_lines(rest, preview)
-    if counted is None:
-        return None
-    with _UnlimitedFields():
-        return rows + counted, [next(csv.reader([line])) for line in preview]
-
-
-def _count_plain_lines(text: bytes, preview: list[str]) -> int | None:
-    """Count whole lines that are rows, without a Python loop; add the first ones to `preview`."""
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return None
-    if b"\0" in text or text.count(b"\r") != text.count(b"\r\n"):
-        return None
-    lines = text.split(b"\n")
-    if max(map(len, lines)) > _MAX_FIELDS_IN_LINE:
-        return None
-    if any(map((1).__and__, map(bytes.count, lines, itertools.repeat(b'"')))):
-        return None
-    filled = map(bytes.strip, lines, itertools.repeat(_BLANKS.encode()))
-    for line in lines if len(preview) < _PREVIEW_ROWS else ():
-        if line.strip(_BLANKS.encode()):
-            preview.append(line.decode())
-            if len(preview) == _PREVIEW_ROWS:
-                break
-    return sum(map(bool, filled))
-
-
-def _count_rows_by_lines(lines: Iterable[str]) -> tuple[int, list[list[str]]] | None:
-    """Count the lines as rows; return None as soon as a line holds an odd number of quotes.
+def _count_rows_by_lines(path: Path) -> tuple[int, list[list[str]]] | None:
+    """Count the lines as rows; return None where a row may span lines, or the text is wrong.
 
     A quoted field that spans lines leaves an odd number of quotes on the line it begins on.
     """
-    rows = 0
-    preview: list[str] = []
-    for line in lines:
-        if line.count('"') % 2:
-            return None
-        if line.strip(_BLANKS):
-            rows += 1
-            if rows <= _PREVIEW_ROWS:
-                preview.append(line)
-            elif rows % _PROGRESS_EVERY_ROWS == 0:
-                logger.info("%d rows counted", rows)
-    with _UnlimitedFields():
-        return rows, [next(csv.reader([line])) for line in preview]
+    rows = -1  # the header
+    preview: list[bytes] = []
+    blanks = BLANKS.encode()
+    with path.open("rb") as data:
+        while lines := data.readlines(_BLOCK_BYTES):
+            text = b"".join(lines)
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                return None
+            if text.count(b"\r") != text.count(b"\r\n"):
+                lines = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+            if (
+                b"\0" in text
+                or (max(map(len, lines)) > _MAX_FIELDS_IN_LINE
+                and max(line.count(b",") for line in lines) >= _MAX_FIELDS_IN_LINE)
+                or any(map((1).__and__, map(bytes.count, lines, itertools.repeat(b'"'))))
+            ):
+                return None
+            filled = [line for line in lines if line.strip(blanks)]
+            preview += filled[: 1 + _PREVIEW_ROWS - len(preview)]
+            if (rows + len(filled)) // _PROGRESS_EVERY_ROWS > rows // _PROGRESS_EVERY_ROWS > -1:
+                logger.info("%d rows counted", rows + len(filled))
+            rows += len(filled)
+    return rows, [next(csv.reader([line.decode()])) for line in preview[1:]]
 
 
 def _count_rows_by_quotes(lines: Iterable[str], *, file_name: str) -> tuple[int, list[list[str]]]:
     """Count the rows after the header of a file with line breaks inside fields."""
-    tracked = _LineTracker(lines)
-    reader = csv.reader(itertools.chain(tracked, [_END_OF_FILE]))
+    line = ""
+
+    def tracked() -> Iterator[str]:
+        nonlocal line
+        for line in itertools.chain(lines, [_END_OF_FILE]):  # noqa: UP028 -- `line` is told
+            yield line
+
+    reader = csv.reader(tracked())
     rows = -1
     preview: list[list[str]] = []
     begins_at = 1
-    row_end: str | None = None
-    with _UnlimitedFields():
-        for row in reader:
-            if tracked.is_exhausted:
-                # This row holds the line put behind the last one: alone, or inside a quote.
-                if reader.line_num == begins_at:
-                    break
-                raise ValueError(
-                    f"{file_name}, line {begins_at}: a quoted field of this row never ends: "
-                    "close the quote, or double it where it is part of the text."
-                )
-            row_end = _check_row_end(
-                tracked.line, row_end, file_name=file_name, line_number=reader.line_num
+    row_end = ""
+    for row in reader:
+        if line is _END_OF_FILE:
+            # This row holds the line put behind the last one: alone, or inside a quote.
+            if reader.line_num == begins_at:
+                break
+            raise ValueError(
+                f"{file_name}, line {begins_at}: a quoted field of this row never ends: "
+                "close the quote, or double it where it is part of the text."
             )
-            begins_at = reader.line_num + 1
-            if tracked.line.strip(_BLANKS):
-                rows += 1
-                if 1 <= rows <= _PREVIEW_ROWS:
-                    preview.append(row)
+        # Spark takes the first line end of a file with line breaks inside fields as that of all
+        # rows; with two kinds it would glue rows together.
+        end = line[len(line.rstrip("\r\n")) :]
+        row_end = row_end or end
+        if end not in ("", row_end):
+            raise ValueError(
+                f"{file_name}, line {reader.line_num}: the line ends with {_LINE_ENDS[end]}, the "
+                f"lines before with {_LINE_ENDS[row_end]}: save the file with one kind of line "
+                "end, since it also has line breaks inside fields."
+            )
+        begins_at = reader.line_num + 1
+        if line.strip(BLANKS):
+            rows += 1
+            if 1 <= rows <= _PREVIEW_ROWS:
+                preview.append(row)
     return rows, preview
-
-
-def _check_row_end(
-    line: str, expected: str | None, *, file_name: str, line_number: int
-) -> str | None:
-    """Return the line end of the rows so far, refusing a second kind of it.
-
-    Spark takes the first line end of a file with line breaks inside fields as that of all rows;
-    with two kinds it would glue rows together.
-    """
-    end = line[len(line.rstrip("\r\n")) :]
-    if not end or expected is None or end == expected:
-        return expected or end or None
-    names = {"\n": "LF", "\r": "CR", "\r\n": "CRLF"}
-    raise ValueError(
-        f"{file_name}, line {line_number}: the line ends with {names.get(end, repr(end))}, the "
-        f"lines before with {names.get(expected, repr(expected))}: save the file with one kind "
-        "of line end, since it also has line breaks inside fields."
-    )
-
-
-class _LineTracker:
-    """Iterates over lines and tells where it is, which `csv.reader` does not."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines = lines
-        self.line = ""
-        self.is_exhausted = False
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._lines:
-            self.line = line
-            yield line
-        self.is_exhausted = True
-
-
-class _UnlimitedFields:
-    """Lifts the csv module's limit of 131,072 characters per field, and restores it."""
-
-    def __enter__(self) -> None:
-        self._limit = csv.field_size_limit(_MAX_FIELD_CHARS)
-
-    def __exit__(self, *_: object) -> None:
-        csv.field_size_limit(self._limit)
 
 
 def _format_markdown_table(

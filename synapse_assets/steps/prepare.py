@@ -6,20 +6,20 @@ where a pattern has vouched for it, so that the step does the same with Spark's 
 """
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import TypeVar
 from urllib.parse import unquote
 
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, Row, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 from pyspark.sql.types import StringType, StructField, StructType
 
 from synapse_assets.steps import titanic_rules as rules
-from synapse_assets.steps.titanic_schema import COLUMNS, explain_wrong_header, parse_header
+from synapse_assets.steps.titanic_schema import COLUMNS, check_header, parse_header
 
 logger = logging.getLogger(__name__)
 
@@ -36,44 +36,11 @@ _TITLE = f"""
     ELSE '{rules.OTHER_TITLE}' END
 """
 
-_SNAKE_CASE = {
-    "PassengerId": "passenger_id",
-    "Survived": "survived",
-    "Pclass": "pclass",
-    "Name": "name",
-    "Sex": "sex",
-    "Age": "age",
-    "SibSp": "sib_sp",
-    "Parch": "parch",
-    "Ticket": "ticket",
-    "Fare": "fare",
-    "Cabin": "cabin",
-    "Embarked": "embarked",
-}
+_SNAKE_CASE = {name: re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in COLUMNS}
 # Spark does not tell Age from age: the text as it was read has names of its own.
 _TEXT = {name: f"{snake_case}_text" for name, snake_case in _SNAKE_CASE.items()}
 
 _Key = TypeVar("_Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class _FileGroup:
-    """Files that Spark can read with one call: one header, one way to find the end of a row."""
-
-    header: tuple[str, ...]
-    line_breaks_in_fields: bool
-    paths: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Filled:
-    """How many rows there are, and how many values of them are filled with what."""
-
-    rows: int
-    ages_missing: int
-    fares_missing: int
-    ports_missing: int
-    fillings: rules.Fillings
 
 
 def prepare(
@@ -98,24 +65,22 @@ def prepare(
         raise ValueError("titanic_input holds no file: land at least one CSV file.")
     groups = _group_files(spark, titanic_input)
     checked = reduce(
-        DataFrame.unionByName, [_check_rows(_read_files(spark, group), group) for group in groups]
+        DataFrame.unionByName,
+        [
+            _check_rows(_read_files(spark, paths, header, is_odd), header, is_odd)
+            for (header, is_odd), paths in groups.items()
+        ],
     )
     # Numbered after the union: before it, each part would begin at 0 again.
     checked = checked.withColumn("_row", F.monotonically_increasing_id())
     # Both tables, the medians and the search for doubles read it: the text is parsed once.
     checked = checked.persist(StorageLevel.MEMORY_AND_DISK)
     kept, doubles = _split_off_doubles(checked.filter("is_bad = 0"))
-    filled = _learn_fillings(kept)
-    logger.info("%d rows kept, %d ages to fill", filled.rows, filled.ages_missing)
-    report(
-        "titanic_prepared",
-        ages_imputed=filled.ages_missing,
-        fares_imputed=filled.fares_missing,
-        ports_imputed=filled.ports_missing,
-    )
+    fillings, missing = _learn_fillings(kept)
+    report("titanic_prepared", **missing)
     refused = _explain_refused(checked.filter("is_bad = 1"))
     return {
-        "titanic_prepared": _fill_and_derive(kept, filled.fillings),
+        "titanic_prepared": _fill_and_derive(kept, fillings),
         "titanic_quarantined": refused if doubles is None else refused.unionByName(doubles),
     }
 
@@ -123,11 +88,18 @@ def prepare(
 # --- reading -------------------------------------------------------------------------------
 
 
-def _group_files(spark: SparkSession, uris: Sequence[str]) -> list[_FileGroup]:
+# Files that Spark can read with one call have one header and one way to find the end of a row.
+_Groups = dict[tuple[tuple[str, ...], bool], list[str]]
+
+
+def _group_files(spark: SparkSession, uris: Sequence[str]) -> _Groups:
     """Find each file's header, and whether its fields hold line breaks, in one pass over lines.
 
     A quoted field that spans lines leaves an odd number of quotes on its first line. Only files
     with such a line are read with multiLine, which forbids Spark to split them.
+
+    Returns:
+        The files by their header and whether they hold line breaks.
     """
     has_all_names = " AND ".join(f"contains(value, '{name}')" for name in COLUMNS)
     found = (
@@ -140,49 +112,34 @@ def _group_files(spark: SparkSession, uris: Sequence[str]) -> list[_FileGroup]:
             f"_metadata.file_block_start = 0 AND {has_all_names} AS is_header",
         )
         .filter("is_odd OR is_header")
-        .selectExpr("path", "is_odd", "at", "IF(is_header, value, NULL) AS header")
-        .groupBy("path", "header")
-        .agg(F.max("is_odd").alias("is_odd"), F.min("at").alias("at"))
+        .groupBy("path")
+        .agg(
+            F.max("is_odd").alias("is_odd"),
+            F.expr("min_by(value, at) FILTER (WHERE is_header) AS header"),
+        )
         .collect()
     )
-    by_path: dict[str, list[Row]] = {}
-    for row in found:
-        by_path.setdefault(row.path, []).append(row)
-    if len(by_path) < len(set(uris)):
-        with_header = {_decode_name(path) for path in by_path}
+    headers = {row.path: row.header for row in found if row.header is not None}
+    if len(headers) < len(set(uris)):
+        with_header = {_decode_name(path) for path in headers}
         without = sorted({_decode_name(uri.replace("\\", "")) for uri in uris} - with_header)
         raise ValueError(
             f"{', '.join(without) or 'A file'}, line 1: there is no header with the columns "
             f"{', '.join(COLUMNS)}: begin the file with it."
         )
-    paths_by_kind: dict[tuple[tuple[str, ...], bool], list[str]] = defaultdict(list)
-    for path, rows in sorted(by_path.items()):
-        header = _find_header(rows, file_name=_decode_name(path))
-        is_odd = any(row.is_odd for row in rows)
-        paths_by_kind[header, is_odd].append(_escape_glob(unquote(path)))
-    return [
-        _FileGroup(header=header, line_breaks_in_fields=is_odd, paths=tuple(paths))
-        for (header, is_odd), paths in paths_by_kind.items()
-    ]
+    groups: _Groups = defaultdict(list)
+    for row in sorted(found, key=lambda row: str(row.path)):
+        header = parse_header(row.header)
+        check_header(header, file_name=_decode_name(row.path))
+        groups[tuple(header), row.is_odd].append(_escape_glob(unquote(row.path)))
+    return groups
 
 
-def _find_header(rows: Iterable[Row], *, file_name: str) -> tuple[str, ...]:
-    candidates = sorted((row.at, row.header) for row in rows if row.header is not None)
-    if not candidates:
-        raise ValueError(
-            f"{file_name}, line 1: there is no header with the columns {', '.join(COLUMNS)}: "
-            "begin the file with it."
-        )
-    names = parse_header(candidates[0][1])
-    problem = explain_wrong_header(names, file_name=file_name)
-    if problem is not None:
-        raise ValueError(problem)
-    return tuple(names)
-
-
-def _read_files(spark: SparkSession, group: _FileGroup) -> DataFrame:
+def _read_files(
+    spark: SparkSession, paths: list[str], header: Sequence[str], is_odd: bool
+) -> DataFrame:
     # Under the header's own names: with others Spark would warn that the header does not conform.
-    fields = [StructField(name, StringType()) for name in (*group.header, _RAGGED)]
+    fields = [StructField(name, StringType()) for name in (*header, _RAGGED)]
     rows = (
         spark.read.schema(StructType(fields))
         .option("header", True)
@@ -191,13 +148,13 @@ def _read_files(spark: SparkSession, group: _FileGroup) -> DataFrame:
         .option("escape", '"')
         .option("mode", "PERMISSIVE")
         .option("columnNameOfCorruptRecord", _RAGGED)
-        .option("multiLine", group.line_breaks_in_fields)
+        .option("multiLine", is_odd)
         .option("maxColumns", _MAX_FIELDS_IN_LINE)
         .option("maxCharsPerColumn", -1)
-        .csv(list(group.paths))
+        .csv(paths)
     )
     return rows.selectExpr(
-        *(f"{name} AS {_TEXT[name]}" for name in group.header),
+        *(f"{name} AS {_TEXT[name]}" for name in header),
         _RAGGED,
         "_metadata.file_path AS _path",
         "_metadata.file_block_start AS _block",
@@ -215,13 +172,13 @@ def _escape_glob(path: str) -> str:
 # --- checking ------------------------------------------------------------------------------
 
 
-def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
+def _check_rows(rows: DataFrame, header: Sequence[str], is_odd: bool) -> DataFrame:
     """Return the typed values of each row, whether they are good, and the text of a bad row.
 
     A value is null where its text is missing or wrong. The reasons are written later, for the
     few rows that need one: sentences for each row here would cost more than all the rest.
     """
-    if group.line_breaks_in_fields:
+    if is_odd:
         # Spark skips white lines itself only where it reads line by line.
         is_white = rf"coalesce({_RAGGED} rlike r'\A[\x01-\x20]*\z', false)"
         rows = rows.filter(f"NOT {is_white}")
@@ -257,7 +214,7 @@ def _check_rows(rows: DataFrame, group: _FileGroup) -> DataFrame:
     """
     # With multiLine Spark gives the line ends around a ragged row too.
     ragged = rf"trim(BOTH '\r\n' FROM {_RAGGED})"
-    in_file_order = ", ".join(_TEXT[name] for name in group.header)
+    in_file_order = ", ".join(_TEXT[name] for name in header)
     return numbers.selectExpr("*", f"({is_good}) AS is_good").selectExpr(
         "_path",
         "_block",
@@ -414,11 +371,14 @@ def _split_off_doubles(good: DataFrame) -> tuple[DataFrame, DataFrame | None]:
 # --- filling -------------------------------------------------------------------------------
 
 
-def _learn_fillings(kept: DataFrame) -> _Filled:
+def _learn_fillings(kept: DataFrame) -> tuple[rules.Fillings, dict[str, int]]:
     """Count the known values once, and take the medians from the counts.
 
     Ages are counted by hundredths of a year, so that however many rows there are, at most
     15 x 12,001 counts come to the driver, and the medians are exact to that.
+
+    Returns:
+        What to fill, and how many values are to be filled with it.
     """
     counts = (
         kept.selectExpr("title", "pclass", "fare", "embarked", "round(age, 2) AS age")
@@ -432,27 +392,28 @@ def _learn_fillings(kept: DataFrame) -> _Filled:
     )
     rows = sum(row.rows for row in counts)
     ports = {port: sum(row[port] for row in counts) for port in rules.PORTS}
-    known = [(row.title, row.pclass, row.age, row.rows) for row in counts if row.age is not None]
-    fares_missing = rows - sum(row.fares for row in counts)
-    fares = _compute_median_fares(kept) if fares_missing else {}
-    age = _compute_medians([(None, age, n) for _, _, age, n in known]).get(None)
-    return _Filled(
-        rows=rows,
-        ages_missing=rows - sum(n for *_, n in known),
-        fares_missing=fares_missing,
-        ports_missing=rows - sum(ports.values()),
-        fillings=rules.Fillings(
-            age_by_title_and_class=_compute_medians(
-                [((title, pclass), age, n) for title, pclass, age, n in known]
-            ),
-            age_by_title=_compute_medians([(title, age, n) for title, _, age, n in known]),
-            age=rules.AGE_WHERE_NONE_IS_KNOWN if age is None else age,
-            fare_by_class={pclass: fare for pclass, fare in fares.items() if pclass is not None},
-            fare=fares.get(None, rules.FARE_WHERE_NONE_IS_KNOWN),
-            # The first of equals, which is also the answer where no port is known.
-            port=max(rules.PORTS, key=lambda port: ports[port]),
+    known = [row for row in counts if row.age is not None]
+    missing = {
+        "ages_imputed": rows - sum(row.rows for row in known),
+        "fares_imputed": rows - sum(row.fares for row in counts),
+        "ports_imputed": rows - sum(ports.values()),
+    }
+    logger.info("%d rows kept, %d ages to fill", rows, missing["ages_imputed"])
+    fares = _compute_median_fares(kept) if missing["fares_imputed"] else {}
+    fillings = rules.Fillings(
+        age_by_title_and_class=_compute_medians(
+            [((row.title, row.pclass), row.age, row.rows) for row in known]
         ),
+        age_by_title=_compute_medians([(row.title, row.age, row.rows) for row in known]),
+        age=_compute_medians([(None, row.age, row.rows) for row in known]).get(
+            None, rules.AGE_WHERE_NONE_IS_KNOWN
+        ),
+        fare_by_class={pclass: fare for pclass, fare in fares.items() if pclass is not None},
+        fare=fares.get(None, rules.FARE_WHERE_NONE_IS_KNOWN),
+        # The first of equals, which is also the answer where no port is known.
+        port=max(rules.PORTS, key=lambda port: ports[port]),
     )
+    return fillings, missing
 
 
 def _compute_medians(counted: Iterable[tuple[_Key, float, int]]) -> dict[_Key, float]:
@@ -479,36 +440,22 @@ def _compute_median_fares(kept: DataFrame) -> dict[int | None, float]:
 
 
 def _fill_and_derive(kept: DataFrame, fillings: rules.Fillings) -> DataFrame:
-    ages = [
-        f"WHEN title = '{title}' AND pclass = {pclass} THEN {median}D"
-        for (title, pclass), median in sorted(fillings.age_by_title_and_class.items())
-    ] + [
-        f"WHEN title = '{title}' THEN {median}D"
-        for title, median in sorted(fillings.age_by_title.items())
-    ]
-    fares = [
-        f"WHEN pclass = {pclass} THEN {median}D"
-        for pclass, median in sorted(fillings.fare_by_class.items())
-    ]
+    by_both, by_title = fillings.age_by_title_and_class, fillings.age_by_title
+    ages = [f"WHEN title = '{t}' AND pclass = {c} THEN {by_both[t, c]}D" for t, c in by_both]
+    ages += [f"WHEN title = '{title}' THEN {age}D" for title, age in by_title.items()]
+    fares = [f"WHEN pclass = {c} THEN {fare}D" for c, fare in fillings.fare_by_class.items()]
     return kept.selectExpr(
         "*",
         "sib_sp + parch + 1 AS family_size",
         f"regexp_extract(upper(cabin), '{rules.DECK_IN_CABIN}', 1) AS letter",
     ).selectExpr(
-        "passenger_id",
-        "survived",
-        "pclass",
-        "name",
-        "sex",
+        *("passenger_id", "survived", "pclass", "name", "sex"),
         f"coalesce(age, CASE {' '.join(ages)} WHEN true THEN {fillings.age}D END) AS age",
-        "sib_sp",
-        "parch",
-        "ticket",
+        *("sib_sp", "parch", "ticket"),
         f"coalesce(fare, CASE {' '.join(fares)} WHEN true THEN {fillings.fare}D END) AS fare",
         "cabin",
         f"coalesce(embarked, '{fillings.port}') AS embarked",
-        "title",
-        "family_size",
+        *("title", "family_size"),
         "family_size = 1 AS is_alone",
         f"IF(letter != '', letter, '{rules.UNKNOWN_DECK}') AS deck",
         "age IS NULL AS age_imputed",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import pandas as pd
 import skops.io
@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from synapse_assets.steps import titanic_rules as rules
-from synapse_assets.steps.titanic_schema import explain_wrong_header
+from synapse_assets.steps.titanic_schema import BLANKS, check_header, check_lines
 
 # What a model of `train` holds beyond what skops trusts by itself. Named one by one: a whole
 # package would let a changed file call any function that one of its modules has imported.
@@ -38,8 +38,6 @@ TRUSTED_TYPES = frozenset(
 
 _BATCH_ROWS = 50_000
 _MAX_SHOWN_CHARS = 40
-# What Spark strips when it decides whether a line is blank: everything up to the space.
-_BLANKS = "".join(map(chr, range(33)))
 
 _CLASSES = [str(pclass) for pclass in rules.CLASSES]
 _WHOLE_NUMBER = re.compile(rules.WHOLE_NUMBER, re.ASCII)
@@ -238,20 +236,19 @@ class _Row:
 
 
 def _read_rows(path: Path) -> Iterator[_Row]:
-    # surrogateescape keeps a byte that is not UTF-8 visible in its line, which can be named then.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(_check_lines(text, path), strict=True)
+        reader = csv.reader(check_lines(text, file_name=str(path)), strict=True)
         begins_at = 1
-        header: list[str] | None = None
         try:
+            header = next(reader, [])
+            check_header(header, file_name=str(path), optional=("Survived",))
+            begins_at = reader.line_num + 1
             for fields in reader:
                 where = f"{path}, line {begins_at}"
                 begins_at = reader.line_num + 1
-                if header is None:
-                    header = _check_header(fields, path)
-                elif len(fields) == len(header):
+                if len(fields) == len(header):
                     yield _Row(dict(zip(header, fields, strict=True)), where)
-                elif "".join(fields).strip(_BLANKS):
+                elif "".join(fields).strip(BLANKS):
                     raise ValueError(
                         f"{where}: the row has {len(fields)} fields, the header has "
                         f"{len(header)}: put a value, or nothing, between {len(header) - 1} commas."
@@ -261,29 +258,6 @@ def _read_rows(path: Path) -> Iterator[_Row]:
                 f"{path}, line {begins_at}: {e}: close the quote of this row, or double it where "
                 "it is part of the text."
             ) from e
-        if header is None:
-            _check_header([], path)
-
-
-def _check_lines(text: TextIO, path: Path) -> Iterator[str]:
-    for number, line in enumerate(text, start=1):
-        if not line.isascii():
-            try:
-                line.encode()
-            except UnicodeEncodeError as e:
-                byte = ord(line[e.start]) - 0xDC00
-                raise ValueError(
-                    f"{path}, line {number}: the byte 0x{byte:02X} is not UTF-8: save the file as "
-                    "CSV in UTF-8."
-                ) from e
-        yield line
-
-
-def _check_header(names: list[str], path: Path) -> list[str]:
-    problem = explain_wrong_header(names, file_name=str(path), optional=("Survived",))
-    if problem is not None:
-        raise ValueError(problem)
-    return names
 
 
 def _summarize(error: Exception) -> str:

@@ -1,8 +1,9 @@
-"""The 12 columns of Titanic.csv, and the sentence for a header that does not have them."""
+"""The 12 columns of Titanic.csv, and what is said of a file that does not have them as text."""
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import TextIO
 
 COLUMNS = (
     "PassengerId",
@@ -18,6 +19,28 @@ COLUMNS = (
     "Cabin",
     "Embarked",
 )
+# What Spark strips when it decides whether a line is blank: everything up to the space.
+BLANKS = "".join(map(chr, range(33)))
+
+
+def check_lines(text: TextIO, *, file_name: str) -> Iterator[str]:
+    """Yield each line of a file opened with 'surrogateescape', with its end.
+
+    Raises:
+        ValueError: A line is not UTF-8 text.
+    """
+    for number, line in enumerate(text, start=1):
+        # Escaped, a byte that is not UTF-8 stays visible in its line, which can be named then.
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError as e:
+                byte = ord(line[e.start]) - 0xDC00
+                raise ValueError(
+                    f"{file_name}, line {number}: the byte 0x{byte:02X} is not UTF-8: save the "
+                    "file as CSV in UTF-8."
+                ) from e
+        yield line
 
 
 def parse_header(line: str) -> list[str]:
@@ -28,50 +51,36 @@ def parse_header(line: str) -> list[str]:
         return [line]
 
 
-def explain_wrong_header(
-    names: Sequence[str], *, file_name: str, optional: Collection[str] = ()
-) -> str | None:
-    """Return the sentence that refuses a header, or None where it has the 12 columns.
+def check_header(names: Sequence[str], *, file_name: str, optional: Collection[str] = ()) -> None:
+    """Refuse a header that does not have the 12 columns, in any order.
 
-    The columns may stand in any order: `prepare` reads each file by its own header. Those of
-    `optional` may be missing.
+    Raises:
+        ValueError: A column is missing that is not optional, unexpected, or there twice.
     """
     counts = Counter(names)
-    missing = [name for name in COLUMNS if name not in counts and name not in optional]
-    unexpected = [name for name in counts if name not in COLUMNS]
-    doubled = [name for name in COLUMNS if counts[name] > 1]
-    if not (missing or unexpected or doubled):
-        return None
-    other = _find_other_separator(names)
-    if other is not None:
-        return (
-            f"{file_name}, line 1: the columns look separated by {other}: "
-            "save the file with commas between the columns."
-        )
-    findings = [
-        f"{verb} {_quote_names(found)}"
-        for verb, found in (
-            ("lacks", missing),
-            ("has the unexpected", unexpected),
-            ("has more than once", doubled),
-        )
-        if found
-    ]
-    return (
-        f"{file_name}, line 1: the header {', and '.join(findings)}: "
-        f"give it exactly the columns {', '.join(COLUMNS)}, in any order"
+    found = {
+        "lacks": [name for name in COLUMNS if name not in counts and name not in optional],
+        "has the unexpected": [name for name in counts if name not in COLUMNS],
+        "has more than once": [name for name in COLUMNS if counts[name] > 1],
+    }
+    if not any(found.values()):
+        return
+    separators = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    for char, word in separators.items():
+        if len(names) == 1 and names[0].count(char) > 1:
+            raise ValueError(
+                f"{file_name}, line 1: the columns look separated by {word}: save the file with "
+                "commas between the columns."
+            )
+    findings = ", and ".join(f"{verb} {_quote(names)}" for verb, names in found.items() if names)
+    raise ValueError(
+        f"{file_name}, line 1: the header {findings}: give it exactly the columns "
+        f"{', '.join(COLUMNS)}, in any order"
         f"{''.join(f', with or without {name}' for name in optional)}."
     )
 
 
-def _find_other_separator(names: Sequence[str]) -> str | None:
-    if len(names) != 1:
-        return None
-    separators = {";": "semicolons", "\t": "tabs", "|": "bars"}
-    return next((word for char, word in separators.items() if names[0].count(char) > 1), None)
-
-
-def _quote_names(names: Sequence[str]) -> str:
+def _quote(names: Sequence[str]) -> str:
     # An unexpected name may be a whole data line or megabytes long: the message stays readable.
     shown = [f"'{name if len(name) <= 40 else name[:39] + '…'}'" for name in names[:12]]
     if len(names) > len(shown):

@@ -13,7 +13,6 @@ import logging
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -59,37 +58,7 @@ _MAX_CROSS_VALIDATED_ROWS = 100_000
 _ROWS_WORTH_THREADS = 500_000
 _CHILD_BELOW_YEARS = 14
 
-_INK = "#24292f"
-_MUTED = "#8c959f"
-_LOST = "#c9d1d9"
-_SAVED = "#0b6bcb"
-_ACCENT = "#d1550f"
 _DPI = 90
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """What the held-out rows say about the model."""
-
-    accuracy: float
-    accuracy_std: float
-    accuracy_of_folds: list[float]
-    roc_auc: float
-    log_loss: float
-    majority_class_accuracy: float
-    confusion_matrix: list[list[int]]
-    folds: int
-    rows_cross_validated: int
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """What a model was made from."""
-
-    rows: int
-    features: list[str]
-    dataset_version: int | None
-    code_version: str | None
 
 
 def train(
@@ -124,42 +93,45 @@ def train(
         scores, truth, probability = _cross_validate(features, target)
     logger.info(
         "accuracy %.4f (standard deviation %.4f) in %d folds",
-        scores.accuracy,
-        scores.accuracy_std,
-        scores.folds,
+        scores["accuracy"],
+        scores["accuracy_std"],
+        scores["folds"],
     )
     with _limit_threads(len(target)):
         model = _fit_model(features, target)
-    types = _save_model(model, survival_model / "model.skops")
-    origin = _Origin(
-        rows=len(target),
-        features=list(features.columns),
-        dataset_version=dataset_version,
-        code_version=code_version,
-    )
+    metrics = {
+        **scores,
+        "rows": len(target),
+        "seed": _SEED,
+        "features": list(features.columns),
+        "target": _TARGET,
+        "training_data": {"dataset": "titanic_prepared", "version": dataset_version},
+        "code_version": code_version,
+        "trusted_types": _save_model(model, survival_model / "model.skops"),
+        "versions": _list_versions(),
+    }
+    _write_json(survival_model / "metrics.json", metrics)
     fillings = _learn_fillings(features, is_imputed=table.column(_IMPUTED).to_numpy())
     _write_json(survival_model / "fillings.json", fillings.to_json())
-    _write_metrics(survival_model / "metrics.json", scores, origin=origin, types=types)
-    _write_card(survival_model / "model_card.md", scores, origin=origin, types=types)
-    _track(scores, model, origin=origin, card=survival_model / "model_card.md")
+    card = survival_model / "model_card.md"
+    card.write_text(_format_card(metrics), encoding="utf-8")
+    _track(metrics, model, card=card)
     plots = {
         "survival_by_class_sex_age": _plot_survival(table),
-        "roc": _plot_roc(truth, probability, auc=scores.roc_auc),
-        "confusion_matrix": _plot_confusion(np.array(scores.confusion_matrix)),
+        "roc": _plot_roc(truth, probability, auc=scores["roc_auc"]),
+        "confusion_matrix": _plot_confusion(np.array(scores["confusion_matrix"])),
     }
     for name, figure in plots.items():
         figure.savefig(survival_model / f"{name}.png", dpi=_DPI, format="png")
+    told = ("accuracy", "accuracy_std", "roc_auc", "majority_class_accuracy")
     report(
         "survival_model",
-        accuracy=round(scores.accuracy, 4),
-        accuracy_std=round(scores.accuracy_std, 4),
-        roc_auc=round(scores.roc_auc, 4),
-        majority_class_accuracy=round(scores.majority_class_accuracy, 4),
+        **{name: round(scores[name], 4) for name in told},
         rows=len(target),
-        rows_cross_validated=scores.rows_cross_validated,
+        rows_cross_validated=scores["rows_cross_validated"],
         **{name: _embed_picture(name, survival_model / f"{name}.png") for name in plots},
     )
-    properties = {"rows": str(len(target)), "accuracy": f"{scores.accuracy:.4f}"}
+    properties = {"rows": str(len(target)), "accuracy": f"{scores['accuracy']:.4f}"}
     return {"survival_model": {"model.skops": properties}}
 
 
@@ -222,17 +194,16 @@ def _learn_fillings(features: pd.DataFrame, *, is_imputed: np.ndarray[Any, Any])
     known = features[~is_imputed.astype(bool)]
     by_both = _find_medians(known.groupby(["title", "pclass"], observed=True)["age"])
     by_title = _find_medians(known.groupby("title", observed=True)["age"])
-    fares = features.groupby("pclass", observed=True)["fare"]
+    by_class = _find_medians(features.groupby("pclass", observed=True)["fare"])
+    of_all = _find_medians(known["age"]) if len(known) else rules.AGE_WHERE_NONE_IS_KNOWN
     ports = features["embarked"].value_counts()
     return rules.Fillings(
         age_by_title_and_class={
             (title, int(pclass)): _round_age(age) for (title, pclass), age in by_both.items()
         },
         age_by_title={title: _round_age(age) for title, age in by_title.items()},
-        age=_round_age(_find_medians(known["age"]))
-        if len(known)
-        else rules.AGE_WHERE_NONE_IS_KNOWN,
-        fare_by_class={int(pclass): float(fare) for pclass, fare in _find_medians(fares).items()},
+        age=_round_age(of_all),
+        fare_by_class={int(pclass): float(fare) for pclass, fare in by_class.items()},
         fare=float(_find_medians(features["fare"])),
         port=max(rules.PORTS, key=lambda port: int(ports.get(port, 0))),
     )
@@ -291,7 +262,7 @@ def _build_group_encoder(*, folds: int) -> TargetEncoder:
 
 def _cross_validate(
     features: pd.DataFrame, target: np.ndarray[Any, Any]
-) -> tuple[_Scores, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+) -> tuple[dict[str, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the scores, the true outcomes and the held-out probabilities, row by row."""
     if len(target) > _MAX_CROSS_VALIDATED_ROWS:
         chosen, _ = train_test_split(
@@ -311,17 +282,17 @@ def _cross_validate(
         probability[held_out] = model.predict_proba(features.iloc[held_out])[:, 1]
         accuracies.append(float(np.mean((probability[held_out] > 0.5) == target[held_out])))
         logger.info("fold %d of %d: accuracy %.4f", number, folds, accuracies[-1])
-    scores = _Scores(
-        accuracy=float(np.mean(accuracies)),
-        accuracy_std=float(np.std(accuracies)),
-        accuracy_of_folds=accuracies,
-        roc_auc=float(roc_auc_score(target, probability)),
-        log_loss=float(log_loss(target, probability)),
-        majority_class_accuracy=float(np.bincount(target).max() / len(target)),
-        confusion_matrix=confusion_matrix(target, probability > 0.5).tolist(),
-        folds=folds,
-        rows_cross_validated=len(target),
-    )
+    scores = {
+        "accuracy": float(np.mean(accuracies)),
+        "accuracy_std": float(np.std(accuracies)),
+        "accuracy_of_folds": accuracies,
+        "roc_auc": float(roc_auc_score(target, probability)),
+        "log_loss": float(log_loss(target, probability)),
+        "majority_class_accuracy": float(np.bincount(target).max() / len(target)),
+        "confusion_matrix": confusion_matrix(target, probability > 0.5).tolist(),
+        "folds": folds,
+        "rows_cross_validated": len(target),
+    }
     return scores, target, probability
 
 
@@ -354,52 +325,41 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_metrics(path: Path, scores: _Scores, *, origin: _Origin, types: list[str]) -> None:
-    metrics = {
-        **asdict(scores),
-        "rows": origin.rows,
-        "seed": _SEED,
-        "features": origin.features,
-        "target": _TARGET,
-        "training_data": {"dataset": "titanic_prepared", "version": origin.dataset_version},
-        "code_version": origin.code_version,
-        "trusted_types": types,
-        "versions": _list_versions(),
-    }
-    _write_json(path, metrics)
-
-
-def _write_card(path: Path, scores: _Scores, *, origin: _Origin, types: list[str]) -> None:
+def _format_card(m: dict[str, Any]) -> str:
+    """Return the model card of a model with these metrics."""
+    is_sampled = m["rows_cross_validated"] < m["rows"]
     sampled = (
-        "all of them"
-        if scores.rows_cross_validated == origin.rows
-        else f"{scores.rows_cross_validated:,} of them, drawn at random with the outcomes in "
-        "proportion"
+        f"{m['rows_cross_validated']:,} of them, drawn at random with the outcomes in proportion"
+        if is_sampled
+        else "all of them"
     )
     group = (
         "`ticket` enters as the smoothed survival rate of the passengers who share it, learnt "
         "within each fold from its training rows alone."
-        if _GROUP in origin.features
+        if _GROUP in m["features"]
         else f"`ticket` is left out: the table has more than {_MAX_TICKETS:,} of them."
     )
-    versions = ", ".join(f"{name} {version}" for name, version in _list_versions().items())
-    path.write_text(
-        f"""# survival_model
+    data, code = (
+        "version not given" if version is None else f"version {version}"
+        for version in (m["training_data"]["version"], m["code_version"])
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    return f"""# survival_model
 
 Predicts whether a passenger of the Titanic survived (column `survived`).
 
 | held-out score | value |
 | --- | --- |
-| accuracy | {scores.accuracy:.4f} (standard deviation over the folds {scores.accuracy_std:.4f}) |
-| accuracy of always naming the larger class | {scores.majority_class_accuracy:.4f} |
-| area under the ROC curve | {scores.roc_auc:.4f} |
-| log loss | {scores.log_loss:.4f} |
+| accuracy | {m["accuracy"]:.4f} (standard deviation over the folds {m["accuracy_std"]:.4f}) |
+| accuracy of always naming the larger class | {m["majority_class_accuracy"]:.4f} |
+| area under the ROC curve | {m["roc_auc"]:.4f} |
+| log loss | {m["log_loss"]:.4f} |
 
-- Trained on {origin.rows:,} rows of `titanic_prepared`, {_name_version(origin.dataset_version)}.
-- Code of the training step: {_name_version(origin.code_version)}.
-- Scored by stratified {scores.folds}-fold cross-validation (shuffled, seed {_SEED}) over {sampled}.
+- Trained on {m["rows"]:,} rows of `titanic_prepared`, {data}.
+- Code of the training step: {code}.
+- Scored by stratified {m["folds"]}-fold cross-validation (shuffled, seed {_SEED}) over {sampled}.
 - Model: scikit-learn's HistGradientBoostingClassifier in a Pipeline with its encoders.
-- Features: {", ".join(f"`{name}`" for name in origin.features)}.
+- Features: {", ".join(f"`{name}`" for name in m["features"])}.
 - {group}
 - Ages, fares and ports that were missing had been filled by the prepare step, from all rows of an
   arrival but never from `survived`. `fillings.json` has what stands for them when the model is
@@ -413,7 +373,7 @@ Predicts whether a passenger of the Titanic survived (column `survived`).
 ```python
 import skops.io
 
-model = skops.io.load("model.skops", trusted={json.dumps(types)})
+model = skops.io.load("model.skops", trusted={json.dumps(m["trusted_types"])})
 probability = model.predict_proba(rows_of_titanic_prepared)[:, 1]
 ```
 
@@ -421,39 +381,25 @@ probability = model.predict_proba(rows_of_titanic_prepared)[:, 1]
 
 The passengers of one ship in 1912 are no basis for a decision about anyone today: the model shows
 how the pipeline works. `sex` and `pclass` are its strongest features.
-""",
-        encoding="utf-8",
-    )
+"""
 
 
-def _name_version(version: int | str | None) -> str:
-    return "version not given" if version is None else f"version {version}"
-
-
-def _track(scores: _Scores, model: Pipeline, *, origin: _Origin, card: Path) -> None:
+def _track(m: dict[str, Any], model: Pipeline, *, card: Path) -> None:
     boost = model.named_steps["boost"]
-    names = ("max_iter", "learning_rate", "max_leaf_nodes", "l2_regularization")
+    of_boost = ("max_iter", "learning_rate", "max_leaf_nodes", "l2_regularization")
+    scores = ("accuracy", "accuracy_std", "roc_auc", "log_loss", "majority_class_accuracy")
     track(
         parameters={
             "model": type(boost).__name__,
-            **{name: getattr(boost, name) for name in names},
-            "seed": _SEED,
-            "folds": scores.folds,
-            "rows": origin.rows,
-            "rows_cross_validated": scores.rows_cross_validated,
-            "features": ", ".join(origin.features),
+            **{name: getattr(boost, name) for name in of_boost},
+            **{name: m[name] for name in ("seed", "folds", "rows", "rows_cross_validated")},
+            "features": ", ".join(m["features"]),
         },
-        metrics={
-            "accuracy": scores.accuracy,
-            "accuracy_std": scores.accuracy_std,
-            "roc_auc": scores.roc_auc,
-            "log_loss": scores.log_loss,
-            "majority_class_accuracy": scores.majority_class_accuracy,
-        },
+        metrics={name: m[name] for name in scores},
         tags={
-            "dataset": "titanic_prepared",
-            "dataset_version": origin.dataset_version,
-            "code_version": origin.code_version,
+            "dataset": m["training_data"]["dataset"],
+            "dataset_version": m["training_data"]["version"],
+            "code_version": m["code_version"],
         },
         artifact=card,
     )
@@ -471,12 +417,9 @@ def _start_figure(width: float, height: float, title: str) -> tuple[Figure, Any]
     # Figure instead of pyplot: no global state, no search for a display, a faster import.
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_MUTED)
-    axes.tick_params(colors=_INK, labelsize=9)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
     return figure, axes
 
 
@@ -487,38 +430,29 @@ def _plot_survival(table: pa.Table) -> Figure:
         table.select(["pclass", "sex", _TARGET])
         .append_column("is_child", is_child)
         .group_by(["pclass", "sex", "is_child"])
-        .aggregate([(_TARGET, "sum"), (_TARGET, "count")])
+        .aggregate([(_TARGET, "mean"), (_TARGET, "count")])
         .to_pylist()
     )
-    found = {(row["sex"], row["is_child"], row["pclass"]): row for row in groups}
     figure, axes = _start_figure(6.4, 4.0, "Who survived, by class, sex and age")
-    kinds = (
-        ("women", "female", False, _ACCENT),
-        ("girls", "female", True, "#f2b48c"),
-        ("men", "male", False, _SAVED),
-        ("boys", "male", True, "#8fc1ee"),
-    )
+    kinds = {
+        ("female", False): ("women", "#d1550f"),
+        ("female", True): ("girls", "#f2b48c"),
+        ("male", False): ("men", "#0b6bcb"),
+        ("male", True): ("boys", "#8fc1ee"),
+    }
     width = 0.2
-    for at, (label, sex, child, color) in enumerate(kinds):
-        for pclass in (1, 2, 3):
-            row = found.get((sex, child, pclass))
-            if row is None:
+    for at, ((sex, child), (label, color)) in enumerate(kinds.items()):
+        age = f"{'<' if child else '≥'} {_CHILD_BELOW_YEARS}"
+        axes.bar(0, 0, color=color, label=f"{label} ({age})")
+        for row in groups:
+            if (row["sex"], row["is_child"]) != (sex, child):
                 continue
-            x = pclass + (at - 1.5) * width
-            count = row[f"{_TARGET}_count"]
-            share = row[f"{_TARGET}_sum"] / count
+            x = row["pclass"] + (at - 1.5) * width
+            share, count = row[f"{_TARGET}_mean"], row[f"{_TARGET}_count"]
             people = f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
             axes.bar(x, share, width * 0.92, color=color)
-            axes.text(
-                x,
-                share + 0.015,
-                f"{share:.0%}\nof {people}",
-                ha="center",
-                va="bottom",
-                fontsize=6.5,
-                color=_INK,
-            )
-        axes.bar(0, 0, color=color, label=f"{label} ({'<' if child else '≥'} {_CHILD_BELOW_YEARS})")
+            text = f"{share:.0%}\nof {people}"
+            axes.text(x, share + 0.015, text, ha="center", va="bottom", fontsize=6.5)
     axes.set_xlim(0.5, 3.5)
     axes.set_ylim(0, 1.18)
     axes.set_xticks([1, 2, 3], ["1st class", "2nd class", "3rd class"])
@@ -532,13 +466,10 @@ def _plot_roc(
 ) -> Figure:
     false_rate, true_rate, _ = roc_curve(truth, probability)
     figure, axes = _start_figure(4.6, 4.2, f"ROC of held-out rows, area {auc:.3f}")
-    axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle="--", label="guessing")
-    axes.plot(false_rate, true_rate, color=_SAVED, linewidth=2, label="model")
-    axes.fill_between(false_rate, true_rate, color=_SAVED, alpha=0.08)
-    axes.set_xlabel("lost, but predicted to survive", color=_INK, fontsize=9)
-    axes.set_ylabel("survived, and predicted to", color=_INK, fontsize=9)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.01)
+    axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=1, linestyle="--", label="guessing")
+    axes.plot(false_rate, true_rate, color="#0b6bcb", linewidth=2, label="model")
+    axes.set_xlabel("lost, but predicted to survive", fontsize=9)
+    axes.set_ylabel("survived, and predicted to", fontsize=9)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
@@ -548,18 +479,9 @@ def _plot_confusion(counts: np.ndarray[Any, Any]) -> Figure:
     figure, axes = _start_figure(4.6, 4.0, "Held-out rows, predicted and true")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
-        axes.text(
-            column,
-            row,
-            f"{count:,}\n{share[row, column]:.0%}",
-            ha="center",
-            va="center",
-            fontsize=13,
-            color="white" if share[row, column] > 0.5 else _INK,
-        )
+        text = f"{count:,}\n{share[row, column]:.0%}"
+        color = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=13, color=color)
     axes.set_xticks([0, 1], ["predicted lost", "predicted saved"])
     axes.set_yticks([0, 1], ["lost", "saved"])
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     return figure

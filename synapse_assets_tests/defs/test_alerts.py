@@ -11,7 +11,13 @@ import dagster as dg
 import pytest
 
 from synapse_assets.definitions import defs
-from synapse_assets.defs.alerts import Alert, alert_sensors, mail_sensor, post
+from synapse_assets.defs.alerts import (
+    Alert,
+    alert_on_checks,
+    alert_on_failure,
+    mail_on_failure,
+    post,
+)
 from synapse_assets.errors import ConfigurationError, ServiceUnavailableError
 from synapse_assets.settings import (
     ALERT_MAIL_FROM,
@@ -22,6 +28,11 @@ from synapse_assets.settings import (
 )
 
 SECRET = "T0PSECRET"
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synapse_assets.defs.alerts._WAIT_SECONDS", 0.01)
 
 
 class Webhook:
@@ -96,7 +107,6 @@ def is_there() -> dg.AssetCheckResult:
 
 def run_and_alert(instance: dg.DagsterInstance, *assets: Any) -> None:
     """Run assets and call the sensors, as the daemon does after a run."""
-    on_failure, on_checks = alert_sensors()
     result = dg.materialize(assets, instance=instance, raise_on_error=False)
     kinds = (dg.DagsterEventType.RUN_SUCCESS, dg.DagsterEventType.RUN_FAILURE)
     (event,) = (e for e in result.all_events if e.event_type in kinds)
@@ -107,9 +117,9 @@ def run_and_alert(instance: dg.DagsterInstance, *assets: Any) -> None:
         dagster_run=result.dagster_run,
     )
     if result.success:
-        on_checks(context)
+        alert_on_checks(context)
     else:
-        on_failure(context.for_run_failure())
+        alert_on_failure(context.for_run_failure())
 
 
 def test_failed_run_is_told_with_its_reason_and_bad_checks(
@@ -141,7 +151,7 @@ def test_good_run_is_not_told(webhook: Webhook, instance: dg.DagsterInstance) ->
 
 def test_webhook_that_is_down_for_a_moment_is_asked_again(webhook: Webhook) -> None:
     webhook.statuses = [503, 429]
-    post(Alert("title", ("line",)), wait_seconds=0.01)
+    post(Alert("title", ("line",)))
     assert (webhook.asked, len(webhook.taken)) == (3, 1)
 
 
@@ -151,7 +161,7 @@ def test_webhook_that_refuses_is_an_error_without_its_address(
 ) -> None:
     webhook.statuses = [status] * 3
     with pytest.raises(ServiceUnavailableError, match=f"HTTP {status}") as refused:
-        post(Alert("title", ()), wait_seconds=0.01)
+        post(Alert("title", ()))
     assert webhook.asked == asked
     assert ALERT_WEBHOOK in str(refused.value)
 
@@ -174,7 +184,7 @@ def test_address_is_in_no_error(
         caplog.at_level(logging.DEBUG),
         pytest.raises((ConfigurationError, ServiceUnavailableError)) as refused,
     ):
-        post(Alert("title", ()), wait_seconds=0.01)
+        post(Alert("title", ()))
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
@@ -204,6 +214,8 @@ def test_nobody_is_told_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         assert SECRET not in f"{sensors[name]!r} {sensors[name].description}"
 
 
-def test_half_configured_mail_names_what_is_missing() -> None:
+def test_half_configured_mail_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ALERT_MAIL_TO, "a@example.org")
+    monkeypatch.setenv(ALERT_MAIL_FROM, "b@example.org")
     with pytest.raises(ConfigurationError, match=f"needs {ALERT_MAIL_PASSWORD}, too"):
-        mail_sensor({ALERT_MAIL_TO: "a@example.org", ALERT_MAIL_FROM: "b@example.org"})
+        mail_on_failure()

@@ -3,6 +3,7 @@
 import datetime as dt
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -50,6 +51,20 @@ with warnings.catch_warnings():
         partitions_def=ARRIVALS,
     )
 
+
+def _out(step: Step, description: str, *, kinds: set[str], **more: Any) -> dg.AssetOut:
+    """Return an output of a step that keeps one partition per arrival."""
+    return dg.AssetOut(
+        group_name=GROUP,
+        owners=["team:data"],
+        kinds=kinds,
+        code_version=step.code_version,
+        metadata={"partition_by": "arrival", **more.pop("metadata", {})},
+        description=description,
+        **more,
+    )
+
+
 landing = dg.AssetSpec(
     "landing",
     partitions_def=ARRIVALS,
@@ -63,26 +78,17 @@ landing = dg.AssetSpec(
 
 @dg.multi_asset(
     outs={
-        "titanic_input": dg.AssetOut(
-            group_name=GROUP,
+        "titanic_input": _out(
+            LAND,
+            "An immutable snapshot of one arrival: its files byte for byte, with etags and hashes.",
             kinds={"python", "csv"},
-            owners=["team:data"],
-            code_version=LAND.code_version,
-            metadata={
-                "partition_by": "arrival",
-                "dagster/column_schema": columns.input_schema(),
-            },
-            description="An immutable snapshot of one arrival: its files byte for byte, with "
-            "etags and hashes.",
+            metadata={"dagster/column_schema": columns.input_schema()},
         ),
-        "titanic_quarantined_files": dg.AssetOut(
-            group_name=GROUP,
+        "titanic_quarantined_files": _out(
+            LAND,
+            "The files of an arrival that cannot be read, byte for byte, each with the reason; "
+            "usually none.",
             kinds={"python", "file"},
-            owners=["team:data"],
-            code_version=LAND.code_version,
-            metadata={"partition_by": "arrival"},
-            description="The files of an arrival that cannot be read, byte for byte, each with "
-            "the reason; usually none.",
         ),
     },
     deps=[landing],
@@ -145,32 +151,24 @@ def format_reasons(reasons: Mapping[str, str]) -> str:
 
 @dg.multi_asset(
     outs={
-        "titanic_prepared": dg.AssetOut(
-            group_name=GROUP,
+        "titanic_prepared": _out(
+            PREPARE,
+            "One row per passenger: typed columns, missing ages filled, title, family size and "
+            "deck derived.",
             kinds={"pyspark", "deltalake"},
-            owners=["team:data"],
-            code_version=PREPARE.code_version,
             metadata={
-                "partition_by": "arrival",
                 "dagster/column_schema": columns.prepared_schema(),
                 "dagster/column_lineage": columns.prepared_lineage(),
             },
             automation_condition=automation.with_new_content(),
             freshness_policy=FRESHNESS,
-            description="One row per passenger: typed columns, missing ages filled, title, "
-            "family size and deck derived.",
         ),
-        "titanic_quarantined": dg.AssetOut(
-            group_name=GROUP,
+        "titanic_quarantined": _out(
+            PREPARE,
+            "One row per refused row of the input, with the reason and its raw text.",
             kinds={"pyspark", "deltalake"},
-            owners=["team:data"],
-            code_version=PREPARE.code_version,
-            metadata={
-                "partition_by": "arrival",
-                "dagster/column_lineage": columns.quarantined_lineage(),
-            },
+            metadata={"dagster/column_lineage": columns.quarantined_lineage()},
             automation_condition=automation.with_new_content(),
-            description="One row per refused row of the input, with the reason and its raw text.",
         ),
     },
     partitions_def=ARRIVALS,
