@@ -8,19 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from synapse_assets.compute.completed import CompletedStep
     from synapse_assets.compute.cpu.local import LocalCpu
     from synapse_assets.compute.spark.local import LocalSpark
     from synapse_assets.compute.spark.options import SparkOptions
     from synapse_assets.compute.spark.pool import LivySparkPool, SynapseSparkPool
     from synapse_assets.compute.step import Step
-    from synapse_assets.compute.target import CompletedStep, ComputeTarget
+    from synapse_assets.compute.target import ComputeTarget
     from synapse_assets.datasets.attempt import StagedDataset
     from synapse_assets.datasets.io_manager import DatasetIOManager
     from synapse_assets.datasets.version import DataFile, DatasetVersion
     from synapse_assets.datastore.datastore import Datastore
 
 _MODULES = {
-    "CompletedStep": "synapse_assets.compute.target",
+    "CompletedStep": "synapse_assets.compute.completed",
     "ComputeTarget": "synapse_assets.compute.target",
     "DataFile": "synapse_assets.datasets.version",
     "DatasetIOManager": "synapse_assets.datasets.io_manager",

@@ -90,6 +90,15 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """What an earlier try of the same work left: a batch, its proof, or both."""
+
+    submission: Submission
+    batch_id: str | None
+    manifest: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One try of one step for one partition, and the files that tell of it.
 
@@ -120,6 +129,32 @@ class Attempt:
         if record is None or record.fingerprint != self.fingerprint:
             return None
         return self._submission(record.submission, record.bundle, record.extras), record.batch_id
+
+    def adopt(self, service: BatchService, *, say: Callable[[str], None]) -> Adopted | None:
+        """Return what an earlier try left of the same work, None if there is nothing to go on with.
+
+        Raises:
+            ServiceUnavailableError: It could not be found out.
+        """
+        last = self.last_submission()
+        if last is None:
+            return None
+        submission, batch_id = last
+        manifest = self.manifest(submission)
+        if manifest is not None:
+            say(f"{self.key} has already finished: its files are adopted.")
+            return Adopted(submission, batch_id, manifest)
+        batch_id = service.find(submission) if batch_id is None else batch_id
+        if batch_id is None:
+            return None
+        while (state := service.get_state(batch_id, submission)) is BatchState.UNKNOWN:
+            service.wait(batch_id, seconds=1.0)
+        if state.is_final:
+            # It may have finished since its manifest was looked for.
+            manifest = self.manifest(submission)
+            return None if manifest is None else Adopted(submission, batch_id, manifest)
+        say(f"{self.key} is already there, as batch {batch_id}: it is adopted.")
+        return Adopted(submission, batch_id, None)
 
     def manifest(self, submission: Submission) -> dict[str, Any] | None:
         """Return the proof that a submission's step finished, None if there is none."""

@@ -101,10 +101,7 @@ def main_on_cluster() -> None:
     # At once: YARN gives up on a driver that has no session within a minute or two.
     session = SparkSession.builder.getOrCreate()
     storage = open_hadoop_storage(sys.argv[1], session)
-    text = storage.read_text(sys.argv[1])
-    if text is None:
-        sys.exit(f"There is no job file at {sys.argv[1]}: run the step again.")
-    job = json.loads(text)
+    job = _read_job(storage, sys.argv[1])
     application = session.sparkContext.applicationId
     # A service may start a batch twice that was asked for once. Another try of the same
     # application, which YARN makes where it is told to, goes on with its work.
@@ -125,10 +122,7 @@ def main_on_node() -> None:
     """
     secrets = json.loads(os.environ.pop(SECRETS, "{}"))
     storage = open_storage(json.loads(os.environ[STORAGE]), secrets.get("storage", {}))
-    text = storage.read_text(sys.argv[1])
-    if text is None:
-        sys.exit(f"There is no job file at {sys.argv[1]}: run the step again.")
-    job = json.loads(text)
+    job = _read_job(storage, sys.argv[1])
     locations = {name: reference["uri"] for name, reference in job["inputs"].items()}
     for name, location in locations.items():
         os.environ[_INPUT_VARIABLE.format(name=name)] = location
@@ -142,6 +136,14 @@ def main_on_node() -> None:
     with Channel(storage, job["output"], stop=_kill_group, first=chunks + 1).opened() as channel:
         code = _run_and_tell(job, storage=storage, spark=_no_spark, channel=channel)
     sys.exit(code)
+
+
+def _read_job(storage: Storage, uri: str) -> Job:
+    text = storage.read_text(uri)
+    if text is None:
+        sys.exit(f"There is no job file at {uri}: run the step again.")
+    job: Job = json.loads(text)
+    return job
 
 
 def _no_spark() -> "SparkSession":
@@ -169,10 +171,8 @@ def _run_and_tell(
         try:
             run(job, storage=storage, spark=spark)
         except Exception as e:  # noqa: BLE001 -- whatever ends a step, its user has to be told
-            trace = traceback.format_exc()
-            print(trace, file=sys.stderr, flush=True)
-            failure = {"message": _message(e), "traceback": trace, "is_refusal": _is_refusal(e)}
-            _write_json(storage, job["failure"], failure)
+            traceback.print_exc()
+            _write_json(storage, job["failure"], _describe(e))
             return EXIT_STEP_FAILED
     return 0
 
@@ -186,15 +186,18 @@ def run(job: Job, *, storage: Storage, spark: Callable[[], "SparkSession"]) -> N
         spark: Returns the Spark session.
     """
     started = time.monotonic()
-    access = handlers.Access(
-        storage=storage,
-        spark=spark,
-        hadoop_paths=job["engine"] == "spark",
-    )
+    hadoop_paths = job["engine"] == "spark"
+    access = handlers.Access(storage=storage, spark=spark, hadoop_paths=hadoop_paths)
     function = getattr(import_module(job["step"]["module"]), job["step"]["function"])
     targets = {name: handlers.Target(**fields) for name, fields in job["outputs"].items()}
     reports: dict[str, dict[str, Any]] = {name: {} for name in targets}
-    arguments = _bind(function, job, targets, _reporter(reports), access)
+
+    def report(output: str, /, **values: Any) -> None:
+        if output not in reports:
+            raise ValueError(f"There is no output '{output}'; there is: {sorted(reports)}.")
+        reports[output].update(values)
+
+    arguments = _bind(function, job, targets, report, access)
     loaded = time.monotonic()
     returned = function(**arguments) or {}
     unknown = set(returned) - set(targets)
@@ -232,7 +235,14 @@ def _bind(
         elif name == "report":
             arguments[name] = report
         elif name in job["inputs"]:
-            arguments[name] = _load(job["inputs"][name], name, hints.get(name), access)
+            handler = handlers.handler_for(hints.get(name))
+            if handler is None:
+                raise TypeError(
+                    f"The step's parameter '{name}' is an input, but is annotated "
+                    f"{hints.get(name)}. Annotate it with one of: "
+                    f"{', '.join(handlers.handled_types())}."
+                )
+            arguments[name] = handler.load(job["inputs"][name], access)
         elif name in targets:
             arguments[name] = handlers.output_folder(targets[name], access.storage)
         elif name in parameters:
@@ -248,18 +258,6 @@ def _bind(
     return arguments
 
 
-def _load(
-    reference: handlers.Reference, name: str, annotation: Any, access: handlers.Access
-) -> Any:
-    handler = handlers.handler_for(annotation)
-    if handler is None:
-        raise TypeError(
-            f"The step's parameter '{name}' is an input, but is annotated {annotation}. Annotate "
-            f"it with one of: {', '.join(handlers.handled_types())}."
-        )
-    return handler.load(reference, access)
-
-
 def _write_outputs(
     returned: Mapping[str, Any],
     arguments: Mapping[str, Any],
@@ -273,23 +271,25 @@ def _write_outputs(
     """
 
     def write(name: str) -> dict[str, Any]:
-        return _write_output(name, returned.get(name), arguments.get(name), targets[name], access)
+        value = returned.get(name)
+        if name in arguments:
+            # The function has filled a folder, and returns what it has to say of the files.
+            return _write_output(name, arguments[name], value or {}, targets[name], access)
+        return _write_output(name, value, {}, targets[name], access)
 
     with ThreadPoolExecutor(len(targets) if access.hadoop_paths else 1) as pool:
         return dict(zip(targets, pool.map(write, targets), strict=True))
 
 
 def _write_output(
-    name: str, value: Any, folder: Any, target: handlers.Target, access: handlers.Access
+    name: str,
+    value: Any,
+    properties: Mapping[str, Mapping[str, str]],
+    target: handlers.Target,
+    access: handlers.Access,
 ) -> dict[str, Any]:
     """Write one output and return its part of the manifest."""
-    if folder is not None:
-        handler = handlers.handler_for(Path)
-        properties = value or {}
-        value = folder
-    else:
-        handler = handlers.handler_for(type(value))
-        properties = {}
+    handler = handlers.handler_for(type(value))
     if handler is None:
         raise TypeError(
             f"The step returned {type(value).__qualname__} for the output '{name}'. Return one "
@@ -310,15 +310,6 @@ def _write_output(
         "files": files,
         "rows": sum(counted) if counted else None,
     }
-
-
-def _reporter(reports: dict[str, dict[str, Any]]) -> Callable[..., None]:
-    def report(output: str, /, **values: Any) -> None:
-        if output not in reports:
-            raise ValueError(f"There is no output '{output}'; there is: {sorted(reports)}.")
-        reports[output].update(values)
-
-    return report
 
 
 def _spark_session(conf: Mapping[str, str], secrets: Mapping[str, str]) -> "SparkSession":
@@ -364,17 +355,14 @@ def _forward_logging(pipes: "PipesContext", *, package: str) -> None:
     logger.addHandler(Handler(logging.INFO))
 
 
-def _message(error: BaseException) -> str:
-    """Return an error in one line."""
+def _describe(error: BaseException) -> dict[str, Any]:
+    """Return what the orchestrator is told of an error."""
+    # The step's own sentence on an input that its user has to mend.
+    is_refusal = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
     text = str(error).strip()
-    if _is_refusal(error) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Tell whether an error is the step's own sentence on an input that its user has to mend."""
-    return isinstance(error, ValueError) and not isinstance(error, UnicodeError)
+    if not is_refusal or not text:
+        text = ": ".join(filter(None, [type(error).__name__, text]))
+    return {"message": text, "is_refusal": is_refusal}
 
 
 def _write_json(storage: Storage, uri: str, value: Any) -> None:

@@ -1,80 +1,26 @@
 """The compute target: what an asset's code calls to run a step."""
 
-import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
 import dagster as dg
 from pydantic import Field
 
-from synapse_assets.compute import environment
-from synapse_assets.compute.attempt import Attempt, cancel
-from synapse_assets.compute.batch import BatchService, BatchState, Submission
+from synapse_assets.compute.attempt import Adopted, Attempt, cancel
+from synapse_assets.compute.batch import BatchService, BatchState
+from synapse_assets.compute.completed import CompletedStep, complete
 from synapse_assets.compute.step import Step
-from synapse_assets.datasets.attempt import StagedDataset, attempt_key
+from synapse_assets.datasets.attempt import attempt_key
 from synapse_assets.datasets.slot import Slot, only_partition
-from synapse_assets.datasets.version import DataFile, DatasetVersion
+from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
-from synapse_assets.errors import ConfigurationError, StepFailedError
 
 _DEFAULT_TIMEOUT_SECONDS = 6 * 60 * 60.0
-# Constructors of `dg.MetadataValue` that take one JSON value.
-_METADATA_TYPES = ("text", "md", "json", "url", "path", "int", "float", "bool")
-
-
-class CompletedStep:
-    """A finished step: staged datasets that the IO manager will commit, and check results."""
-
-    def __init__(
-        self,
-        *,
-        materializations: tuple[dg.MaterializeResult[StagedDataset], ...],
-        checks: tuple[dg.AssetCheckResult, ...],
-    ) -> None:
-        """Create the result from its parts."""
-        self._materializations = materializations
-        self._checks = checks
-
-    def get_results(
-        self,
-    ) -> tuple[dg.MaterializeResult[StagedDataset] | dg.AssetCheckResult, ...]:
-        """Return one `MaterializeResult` per output, and the checks that the step reported."""
-        return (*self._materializations, *self._checks)
-
-    def get_materialize_result(
-        self, name: str | None = None
-    ) -> dg.MaterializeResult[StagedDataset]:
-        """Return the result of a step with one output, or of the output with a name.
-
-        Raises:
-            ConfigurationError: The step has several outputs and none is named, or none of this
-                name.
-        """
-        if name is not None:
-            for result in self._materializations:
-                if result.asset_key is not None and result.asset_key.to_user_string() == name:
-                    return result
-            raise ConfigurationError(f"The step has no output '{name}'.")
-        if len(self._materializations) != 1:
-            raise ConfigurationError(
-                f"The step has {len(self._materializations)} outputs. Yield from get_results()."
-            )
-        result = self._materializations[0]
-        return result._replace(check_results=list(self._checks))
-
-
-@dataclass(frozen=True)
-class _Adopted:
-    """What an earlier try of the same work left: a batch, its proof, or both."""
-
-    submission: Submission
-    batch_id: str | None
-    manifest: dict[str, Any] | None
 
 
 class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
@@ -166,9 +112,9 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             datastore=self.datastore,
             work={**work, "bundle": bundle.sha256, "outputs": list(slots)},
         )
-        adopted = _adopt(attempt, service, context)
+        adopted = attempt.adopt(service, say=context.log.info)
         if adopted is not None and adopted.manifest is not None and not service.keeps_messages:
-            return _completed(adopted.manifest, slots, context=context, inputs=inputs)
+            return complete(adopted.manifest, slots, context=context, inputs=inputs)
         submission = (
             attempt.new_submission(
                 bundle=bundle.upload(self.datastore), extras=self.upload_extras(options)
@@ -198,7 +144,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
                     batch_id = attempt.submit(
                         service, submission, job=job, run_id=context.run.run_id
                     )
-                    adopted = _Adopted(submission, batch_id, None)
+                    adopted = Adopted(submission, batch_id, None)
                     context.log.info(f"{step.entry_point} started as batch {batch_id}.")
                     # What the commit needs is imported while the step works.
                     import_module("pyarrow.json"), import_module("pyarrow.parquet")
@@ -219,7 +165,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             if has_batch and not is_waited_for:
                 cancel(service, has_batch, submission)
             raise
-        return _completed(
+        return complete(
             manifest,
             slots,
             context=context,
@@ -235,32 +181,6 @@ def _key_of(context: dg.AssetExecutionContext) -> str:
         step_key=context.get_step_execution_context().step.key,
         partition=context.partition_key if context.has_partition_key else None,
     )
-
-
-def _adopt(
-    attempt: Attempt, service: BatchService, context: dg.AssetExecutionContext
-) -> _Adopted | None:
-    """Return what an earlier try left of the same work, None if there is nothing to go on with."""
-    last = attempt.last_submission()
-    if last is None:
-        return None
-    submission, batch_id = last
-    manifest = attempt.manifest(submission)
-    if manifest is not None:
-        context.log.info(f"{attempt.key} has already finished: its files are adopted.")
-        return _Adopted(submission, batch_id, manifest)
-    if batch_id is None:
-        batch_id = service.find(submission)
-    if batch_id is None:
-        return None
-    while (state := service.get_state(batch_id, submission)) is BatchState.UNKNOWN:
-        service.wait(batch_id, seconds=1.0)
-    if state.is_final:
-        # It may have finished since its manifest was looked for.
-        manifest = attempt.manifest(submission)
-        return None if manifest is None else _Adopted(submission, batch_id, manifest)
-    context.log.info(f"{attempt.key} is already there, as batch {batch_id}: it is adopted.")
-    return _Adopted(submission, batch_id, None)
 
 
 @contextmanager
@@ -294,78 +214,3 @@ def _slots(context: dg.AssetExecutionContext) -> dict[str, tuple[dg.AssetKey, Sl
             ),
         )
     return slots
-
-
-def _completed(
-    manifest: Mapping[str, Any],
-    slots: Mapping[str, tuple[dg.AssetKey, Slot]],
-    *,
-    context: dg.AssetExecutionContext,
-    inputs: Mapping[str, DatasetVersion],
-    reported: Sequence[dg.MaterializeResult[Any] | dg.AssetCheckResult] = (),
-    use: Mapping[str, Any] | None = None,
-) -> CompletedStep:
-    """Return the result of a step from its manifest and what it reported through Pipes."""
-    seconds = manifest["seconds"]
-    provenance = {
-        "seconds": dg.MetadataValue.float(round(seconds["load"] + seconds["run"], 2)),
-        "inputs": dg.MetadataValue.json({v.name: v.version for v in inputs.values()}),
-        environment.METADATA_KEY: dg.MetadataValue.json(manifest["environment"]),
-        **(use or {}),
-    }
-    materializations = []
-    for name, (key, _) in slots.items():
-        output = manifest["outputs"][name]
-        staged = StagedDataset(
-            attempt=manifest["attempt"],
-            kind=output["kind"],
-            folder=output["folder"],
-            files=tuple(DataFile(**file) for file in output["files"]),
-            rows=output["rows"],
-            provenance=provenance,
-        )
-        metadata = {label: _metadata_value(value) for label, value in output["metadata"].items()}
-        changes = environment.find_changes(context, key, manifest["environment"])
-        if changes:
-            context.log.warning(f"{name} was made by other software than before: {changes}.")
-            metadata["environment_changes"] = dg.MetadataValue.json(changes)
-        for result in reported:
-            if isinstance(result, dg.MaterializeResult) and result.asset_key == key:
-                metadata.update(result.metadata or {})
-        materializations.append(
-            dg.MaterializeResult(
-                asset_key=key, value=staged, metadata=metadata, data_version=_data_version(staged)
-            )
-        )
-    checks = tuple(result for result in reported if isinstance(result, dg.AssetCheckResult))
-    return CompletedStep(materializations=tuple(materializations), checks=checks)
-
-
-def _metadata_value(value: Any) -> Any:
-    """Return a value that a step reported as Dagster metadata.
-
-    Raises:
-        StepFailedError: `{"raw_value", "type"}` names a type that is not known here.
-    """
-    if not isinstance(value, dict) or set(value) != {"raw_value", "type"}:
-        return dg.MetadataValue.json(value) if isinstance(value, dict | list) else value
-    if value["type"] not in _METADATA_TYPES:
-        raise StepFailedError(
-            f"The step reported metadata of the type {value['type']!r}. "
-            f"Use one of: {', '.join(_METADATA_TYPES)}."
-        )
-    return getattr(dg.MetadataValue, value["type"])(value["raw_value"])
-
-
-def _data_version(staged: StagedDataset) -> dg.DataVersion | None:
-    """Return a hash of the files' content, None to leave the data version to Dagster.
-
-    Dagster derives a table's version from code and inputs. Of files the content itself is known,
-    so that the same content under a new etag makes nothing downstream stale.
-    """
-    if staged.kind != "FileDataset":
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(staged.files, key=lambda file: file.name or ""):
-        digest.update(f"{file.name}\0{file.sha256}\0".encode())
-    return dg.DataVersion(digest.hexdigest()[:16])

@@ -63,23 +63,52 @@ NODE_SIZES: Mapping[str, NodeSize] = {
 }
 
 
-@dataclass(frozen=True)
 class _Container:
     """What one driver or executor takes of a node."""
 
-    role: Literal["driver", "executor"]
-    cores: int
-    memory: str
-    overhead_mb: int
+    def __init__(self, options: SparkOptions, role: Literal["driver", "executor"]) -> None:
+        key = f"spark.{role}.memoryOverhead"
+        conf = options.conf or {}
+        self.role = role
+        self.cores: int = getattr(options, f"{role}_cores") or DEFAULT_CORES
+        self.memory: str = getattr(options, f"{role}_memory") or DEFAULT_MEMORY
+        self.heap_mb = _megabytes(self.memory)
+        self.overhead_mb = (
+            _megabytes(conf[key], name=key) if key in conf else _default_overhead_mb(self.heap_mb)
+        )
+        self.mb = self.heap_mb + self.overhead_mb
 
-    @property
-    def mb(self) -> int:
-        return _megabytes(self.memory) + self.overhead_mb
+    def check(self, node: NodeSize, size: str) -> None:
+        """Raise a ConfigurationError if a node is too small."""
+        role = self.role
+        if self.cores > node.vcores:
+            raise ConfigurationError(
+                f"{role}_cores is {self.cores}, more than the {node.vcores} vCores of a {size} "
+                "node: ask for less, or use a pool of larger nodes."
+            )
+        if self.heap_mb > node.heap_gb * 1024:
+            raise ConfigurationError(
+                f"{role}_memory is {self.memory}, more than the {node.heap_gb}g that a {size} node "
+                f"({node.memory_gb} GB) has for one {role}: ask for less, or use a pool of larger "
+                "nodes."
+            )
+        if self.mb > node.container_mb:
+            raise ConfigurationError(
+                f"{role}_memory ({self.memory}) and {self.overhead_mb} MB of overhead are "
+                f"{self.mb} MB, more than the {node.container_mb} MB that a {size} node has for "
+                f"them: lower {role}_memory or spark.{role}.memoryOverhead, or use a pool of "
+                "larger nodes."
+            )
+
+    def count_in(self, *, vcores: int, mb: int) -> int:
+        """Return how many of these a node has room for."""
+        return max(0, min(vcores // self.cores, mb // self.mb))
 
 
 def count_vcores(options: SparkOptions) -> int:
     """Return the vCores that a batch asks for: the driver's and those of all its executors."""
-    return _cores(options.driver_cores) + _executors(options) * _cores(options.executor_cores)
+    executor_cores = options.executor_cores or DEFAULT_CORES
+    return (options.driver_cores or DEFAULT_CORES) + _executors(options) * executor_cores
 
 
 def check_size(options: SparkOptions, node_size: str, max_nodes: int | None = None) -> None:
@@ -98,18 +127,16 @@ def check_size(options: SparkOptions, node_size: str, max_nodes: int | None = No
     if node_size not in NODE_SIZES:
         known = ", ".join(NODE_SIZES)
         raise ConfigurationError(f"The node size {node_size!r} is none of: {known}.")
-    driver = _container(options, "driver")
-    executor = _container(options, "executor")
+    node, executors = NODE_SIZES[node_size], _executors(options)
+    driver, executor = _Container(options, "driver"), _Container(options, "executor")
     for container in (driver, executor):
-        _check_container(container, node_size)
-    executors = _executors(options)
+        container.check(node, node_size)
     if max_nodes is None:
         return
-    node = NODE_SIZES[node_size]
-    beside_driver = _fit(
-        executor, vcores=node.vcores - driver.cores, mb=node.container_mb - driver.mb
+    beside_driver = executor.count_in(
+        vcores=node.vcores - driver.cores, mb=node.container_mb - driver.mb
     )
-    per_node = _fit(executor, vcores=node.vcores, mb=node.container_mb)
+    per_node = executor.count_in(vcores=node.vcores, mb=node.container_mb)
     room = beside_driver + (max_nodes - 1) * per_node
     if executors > room:
         raise ConfigurationError(
@@ -122,46 +149,6 @@ def check_size(options: SparkOptions, node_size: str, max_nodes: int | None = No
         )
 
 
-def _check_container(container: _Container, node_size: str) -> None:
-    node = NODE_SIZES[node_size]
-    role = container.role
-    if container.cores > node.vcores:
-        raise ConfigurationError(
-            f"{role}_cores is {container.cores}, more than the {node.vcores} vCores of a "
-            f"{node_size} node: ask for less, or use a pool of larger nodes."
-        )
-    if _megabytes(container.memory) > node.heap_gb * 1024:
-        raise ConfigurationError(
-            f"{role}_memory is {container.memory}, more than the {node.heap_gb}g that a "
-            f"{node_size} node ({node.memory_gb} GB) has for one {role}: ask for less, or use a "
-            "pool of larger nodes."
-        )
-    if container.mb > node.container_mb:
-        raise ConfigurationError(
-            f"{role}_memory ({container.memory}) and {container.overhead_mb} MB of overhead are "
-            f"{container.mb} MB, more than the {node.container_mb} MB that a {node_size} node has "
-            f"for them: lower {role}_memory or spark.{role}.memoryOverhead, or use a pool of "
-            "larger nodes."
-        )
-
-
-def _container(options: SparkOptions, role: Literal["driver", "executor"]) -> _Container:
-    memory: str = getattr(options, f"{role}_memory") or DEFAULT_MEMORY
-    return _Container(
-        role=role,
-        cores=_cores(getattr(options, f"{role}_cores")),
-        memory=memory,
-        overhead_mb=_overhead_mb(options.conf or {}, role, heap_mb=_megabytes(memory)),
-    )
-
-
-def _overhead_mb(conf: Mapping[str, str], role: str, *, heap_mb: int) -> int:
-    key = f"spark.{role}.memoryOverhead"
-    if key in conf:
-        return _megabytes(conf[key], name=key)
-    return _default_overhead_mb(heap_mb)
-
-
 def _default_overhead_mb(heap_mb: int) -> int:
     return max(int(heap_mb * _OVERHEAD_SHARE), _MIN_OVERHEAD_MB)
 
@@ -172,14 +159,6 @@ def _megabytes(text: str, *, name: str = "memory") -> int:
     if match is None:
         raise ConfigurationError(f"{name} is {text!r}; write a whole number of MB, or as '2g'.")
     return int(int(match[1]) * _MB_PER_UNIT[match[2].lower() or "m"])
-
-
-def _fit(container: _Container, *, vcores: int, mb: int) -> int:
-    return max(0, min(vcores // container.cores, mb // container.mb))
-
-
-def _cores(cores: int | None) -> int:
-    return DEFAULT_CORES if cores is None else cores
 
 
 def _executors(options: SparkOptions) -> int:
