@@ -66,6 +66,8 @@ class RemoteBatches(BatchService):
         self._reader: ChunkReader | None = None
         self._seen: dict[str, RemoteBatch] = {}
         self._unknown_states: set[str] = set()
+        # Ids that are now those of batches which are not ours.
+        self._others: set[str] = set()
         # Whether an answer was lost, so that there may be more than one batch.
         self._is_doubtful = False
         self._not_found = self._refusals = self._failures = 0
@@ -197,11 +199,9 @@ class RemoteBatches(BatchService):
         target = self._target
         patience = Patience(target.ending_timeout_seconds)
         is_deleted, not_found = False, 0
-        # Of an id that it does not know a service makes another batch later.
-        is_known = self._not_found == 0
         while True:
             error = None
-            if is_known and not is_deleted:
+            if not is_deleted and batch_id not in self._others:
                 try:
                     self._client.delete_batch(batch_id)
                     is_deleted = True
@@ -213,7 +213,6 @@ class RemoteBatches(BatchService):
                     batch = self._remember(self._get(batch_id, submission))
                     if self._phase_of(batch).is_final:
                         return
-                    is_known = True
             except CallError as e:
                 error = e
                 not_found += e.status == _GONE
@@ -304,6 +303,7 @@ class RemoteBatches(BatchService):
         batch = self._client.get_batch(batch_id)
         if batch.name and not batch.name.endswith(submission.name):
             # A service that was started anew may count from 0 again.
+            self._others.add(batch_id)
             raise CallError(f"{batch_id} is the batch {batch.name}, and not ours", status=_GONE)
         return batch
 

@@ -64,9 +64,8 @@ def login_to(place: str, *, credential: Credential, cloud: Cloud) -> Any:
     Raises:
         ConfigurationError: The credential is no identity.
     """
-    if cloud.name == "emulator":
-        return _EMULATOR_LOGIN
-    login: Any = credential.token_credential(cloud)
+    is_emulator = cloud.name == "emulator"
+    login: Any = _EMULATOR_LOGIN if is_emulator else credential.token_credential(cloud)
     if login is None:
         raise ConfigurationError(
             f"{place} wants an identity, and an account key or a SAS is none: give the "
