@@ -15,8 +15,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from synapse_assets.compute.attempt import Attempt
 from synapse_assets.compute.cpu import AzureMLCpu, CpuOptions, LocalCpu
 from synapse_assets.compute.step import Step
+from synapse_assets.compute.sweeper import sweep
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datasets.attempt import StagedDataset
 from synapse_assets.datasets.io_manager import DatasetIOManager
@@ -376,6 +378,26 @@ def test_job_that_is_cancelled_in_studio_is_a_failure(run: Run, make: Make, tmp_
     with pytest.raises(StepFailedError, match="ended as 'Canceled'"):
         run("plain:run_long", on=target, pid_file=str(pids))
     thread.join()
+
+
+def test_sweeper_ends_a_job_that_nobody_has_adopted(
+    make: Make, datastore: Datastore, knob: Knob
+) -> None:
+    knob("hold-Queued")
+    target = make()
+    target.ensure_cluster(say=ignore, warn=ignore)
+    attempt = Attempt.of("numbers-0123456789abcdef", datastore=datastore, work={})
+    bundle = Step(f"{STEPS}.plain:make_rows").bundle().upload(datastore)
+    submission = attempt.new_submission(bundle=bundle, extras=())
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.add_run(dg.DagsterRun("job", status=dg.DagsterRunStatus.STARTED))
+        service = target.batch_service(None)
+        job = attempt.submit(service, submission, job={}, run_id=run.run_id)
+        assert "is in progress" in str(sweep(target, instance))
+        instance.report_run_failed(run)
+        swept = sweep(target, instance, now=lambda: time.time() + 3600)
+    assert [line.split(" (")[0] for line in swept.cancelled] == [f"Batch {job}"]
+    wait_for(lambda: target.client().get_batch(job).state == "Canceled")
 
 
 def test_no_secret_is_sent_to_the_service(
