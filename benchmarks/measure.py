@@ -9,10 +9,9 @@ from pathlib import Path
 
 import psutil
 
-_SAMPLE_SECONDS = 0.1
+# Of each look the kernel walks every page.
+_SAMPLE_SECONDS = 0.25
 _TAIL_LINES = 20
-# Shared pages are told apart only when the plain sum is this much above its last high.
-_NEW_HIGH = 1.03
 # What is shared between processes counts once; the resident size would count it in each.
 HAS_PSS = Path("/proc/self/smaps_rollup").exists()
 
@@ -79,34 +78,20 @@ def measure(
 
 
 def _sample(pid: int, ended: threading.Event, peaks: list[tuple[int, int]]) -> None:
-    highest = 0
     while not ended.wait(_SAMPLE_SECONDS):
         try:
             process = psutil.Process(pid)
-            tree = [process, *process.children(recursive=True)]
-            resident = sum(map(_resident, tree))
-            if resident > highest * _NEW_HIGH:
-                highest = resident
-                # The kernel walks every page for it: asked ten times a second, that alone would
-                # take a fifth of a core from what is measured.
-                peaks.append((sum(map(_proportional, tree)), 0))
-            peaks.append((0, _own_peak(process)))
+            tree = sum(map(_memory, [process, *process.children(recursive=True)]))
+            peaks.append((tree, _own_peak(process)))
         except psutil.NoSuchProcess:
             return
 
 
-def _resident(process: psutil.Process) -> int:
+def _memory(process: psutil.Process) -> int:
     try:
-        return int(process.memory_info().rss)
+        return int(process.memory_full_info().pss if HAS_PSS else process.memory_info().rss)
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         # It ended since it was listed.
-        return 0
-
-
-def _proportional(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().pss) if HAS_PSS else _resident(process)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0
 
 

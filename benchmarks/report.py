@@ -45,40 +45,33 @@ class Results:
         return ours / dagster
 
 
-@dataclass(frozen=True)
-class _Aim:
-    name: str
-    limit: float
-    unit: str
-    measured: Callable[[Results], float]
-
-
-_AIMS = (
-    _Aim(
+# What is aimed at, at most how much of it, its unit, and how it is computed.
+_AIMS: tuple[tuple[str, float, str, Callable[[Results], float]], ...] = (
+    (
         f"ours / plain at {_LARGE:,} rows",
         1.0,
         "",
         lambda r: r.seconds(_LARGE, "ours") / r.seconds(_LARGE, "plain"),
     ),
-    _Aim(
+    (
         f"ours / bare at {_LARGE:,} rows",
         1.1,
         "",
         lambda r: r.seconds(_LARGE, "ours") / r.seconds(_LARGE, "bare"),
     ),
-    _Aim(
+    (
         f"ours - bare at {_SMALL} rows",
         8.0,
         " s",
         lambda r: r.seconds(_SMALL, "ours") - r.seconds(_SMALL, "bare"),
     ),
-    _Aim(
+    (
         f"orchestrator's own memory at {_LARGE:,} rows / at {_SMALL} rows (it does not grow)",
         1.05,
         "",
         lambda r: r.own_memory(_LARGE, "ours") / r.own_memory(_SMALL, "ours"),
     ),
-    _Aim("import synapse_assets.definitions / import dagster", 1.2, "", Results.import_ratio),
+    ("import synapse_assets.definitions / import dagster", 1.2, "", Results.import_ratio),
 )
 
 
@@ -106,7 +99,8 @@ Machine: {machine}.
 | bare | the same steps as two scripts, one after the other, without an orchestrator |
 | plain | the same four assets and five checks by hand: Spark in the orchestrator's process, an IO \
 manager of Parquet and pickle, checks that read the data |
-| ours | `synapse-assets run` with a fresh `DAGSTER_HOME` and datastore |
+| ours | `synapse-assets run` with a fresh `DAGSTER_HOME` and datastore; Spark's JVM maps the \
+archive of its classes that `make` prepares when it installs |
 | ours, again | the same command a second time: nothing is to be done |
 
 All call the same step functions, with the same Spark properties, on the same generated input
@@ -115,8 +109,8 @@ All call the same step functions, with the same Spark properties, on the same ge
 - Time is of whole processes, from start to end; medians of {results.repeats}, interleaved, another
   variant first each time.
 - Memory is of one further run each, whose time does not count, since to look takes time from what
-  is looked at. It is the highest sum over the process and all its descendants, looked at ten times
-  a second, within 3 %: {memory}.
+  is looked at. It is the highest sum over the process and all its descendants, looked at four times
+  a second: {memory}.
 - The process's own peak is that of the one process that was started: of `ours`, the orchestrator
   without the steps; of `bare`, the larger of its two scripts.
 
@@ -134,15 +128,15 @@ processes, over one minute, before the start) with the number of cores.
 
 def _aims(results: Results) -> list[str]:
     lines = ["| aim | at most | measured | met |", "|---|---|---|---|"]
-    for aim in _AIMS:
+    for name, limit, unit, compute in _AIMS:
         try:
-            measured = aim.measured(results)
+            measured = compute(results)
         except KeyError:
             shown, met = "not measured", "-"
         else:
-            shown = f"{measured:.2f}{aim.unit}"
-            met = "yes" if measured <= aim.limit else "**no**"
-        lines.append(f"| {aim.name} | {aim.limit:g}{aim.unit} | {shown} | {met} |")
+            shown = f"{measured:.2f}{unit}"
+            met = "yes" if measured <= limit else "**no**"
+        lines.append(f"| {name} | {limit:g}{unit} | {shown} | {met} |")
     return lines
 
 

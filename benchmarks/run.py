@@ -23,7 +23,7 @@ import psutil
 from benchmarks.measure import Measurement, measure
 from benchmarks.report import Results, format_page, format_tables
 from synapse_assets.compute.java import require_java
-from synapse_assets.compute.spark import LocalSpark
+from synapse_assets.compute.spark import LocalSpark, class_archive
 from synapse_assets.datastore import Datastore
 from synapse_assets.sample import write_sample
 
@@ -49,6 +49,8 @@ _OURS = [sys.executable, "-c", "from synapse_assets.cli import main; main()", "r
 def main() -> None:
     options = _parse()
     results = Results(machine=_describe_machine(), repeats=options.repeats)
+    # As `make` does when it installs.
+    class_archive.make()
     with tempfile.TemporaryDirectory(prefix="synapse-assets-bench-") as scratch:
         _warm_up(options.variants, Path(scratch))
         for _ in range(_IMPORT_REPEATS):

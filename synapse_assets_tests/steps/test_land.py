@@ -178,29 +178,22 @@ def test_an_arrival_without_files_is_refused(target: Path, reports: Reports) -> 
         _land([], target, reports)
 
 
-def test_a_folder_is_refused(tmp_path: Path, target: Path, reports: Reports) -> None:
-    with pytest.raises(ValueError, match="titanic_input is a folder: land the CSV files in it"):
-        _land([target], target, reports)
-
-
-def test_a_link_to_nothing_is_refused(tmp_path: Path, target: Path, reports: Reports) -> None:
-    link = tmp_path / "Titanic.csv"
-    link.symlink_to("gone.csv")
-    with pytest.raises(ValueError, match=r"a link to gone\.csv, which does not exist"):
-        _land([link], target, reports)
-
-
-def test_a_file_that_went_away_is_refused(tmp_path: Path, target: Path, reports: Reports) -> None:
-    with pytest.raises(ValueError, match=r"gone\.csv does not exist any more"):
-        _land([tmp_path / "gone.csv"], target, reports)
-
-
-def test_a_pipe_is_refused_before_anything_waits_on_it(
-    tmp_path: Path, target: Path, reports: Reports
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("titanic_input", "titanic_input is a folder: land the CSV files in it"),
+        ("link.csv", r"a link to gone\.csv, which does not exist"),
+        ("gone.csv", r"gone\.csv does not exist any more"),
+        ("pipe.csv", r"pipe\.csv is no regular file"),
+    ],
+)
+def test_what_has_no_bytes_is_refused_before_anything_waits_on_it(
+    name: str, message: str, tmp_path: Path, target: Path, reports: Reports
 ) -> None:
+    (tmp_path / "link.csv").symlink_to("gone.csv")
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(ValueError, match=r"pipe\.csv is no regular file"):
-        _land([tmp_path / "pipe.csv"], target, reports)
+    with pytest.raises(ValueError, match=message):
+        _land([tmp_path / name], target, reports)
 
 
 def test_files_of_one_name_all_survive(

@@ -13,6 +13,7 @@ from synapse_assets.compute.batch import BatchService
 from synapse_assets.compute.java import require_java
 from synapse_assets.compute.options import asked
 from synapse_assets.compute.process import LocalProcesses
+from synapse_assets.compute.spark import class_archive
 from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.errors import ConfigurationError
@@ -106,17 +107,17 @@ class LocalSpark(ComputeTarget):
         Raises:
             ConfigurationError: Java is missing or too old.
         """
-        java = str(require_java())
+        java = require_java()
+        of_jvm = f"{os.environ.get('SPARK_SUBMIT_OPTS', '')} {class_archive.find_options(java)}"
 
         def environment(folder: str) -> Mapping[str, str]:
-            options = os.environ.get("SPARK_SUBMIT_OPTS", "")
             return {
-                "JAVA_HOME": java,
+                "JAVA_HOME": str(java),
                 # Spark's workers must be the Python that runs the driver.
                 "PYSPARK_PYTHON": sys.executable,
                 # The JVM does not look at TMPDIR.
                 "SPARK_LOCAL_DIRS": folder,
-                "SPARK_SUBMIT_OPTS": f'{options} "-Djava.io.tmpdir={folder}"'.strip(),
+                "SPARK_SUBMIT_OPTS": f'{of_jvm} "-Djava.io.tmpdir={folder}"'.strip(),
             }
 
         return LocalProcesses(self.datastore, environment=environment)
