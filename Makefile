@@ -17,6 +17,9 @@ LOCKS := requirements-build.lock requirements.lock requirements-dev.lock
 # --no-deps: the locks are complete. --no-build-isolation: what pip builds with is locked too.
 PIP_INSTALL := $(BIN)/python -m pip install --no-deps --no-build-isolation --disable-pip-version-check --no-input
 
+# Where there is no Java, `make run` says so.
+ARCHIVE_CLASSES := $(BIN)/python -c 'from synapse_assets.compute.spark.class_archive import make; make()' 2>/dev/null || true
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -100,6 +103,7 @@ $(VENV)/.installed: $(VENV)/.created requirements-build.lock requirements.lock p
 	@$(PIP_INSTALL) --require-hashes -r requirements-build.lock
 	@$(PIP_INSTALL) --require-hashes -r requirements.lock
 	@$(PIP_INSTALL) --no-index --editable .
+	@$(ARCHIVE_CLASSES)
 	@touch $@
 
 # Holds the runtime packages too, at the same versions, so that `make run` finds its work done.
@@ -108,6 +112,7 @@ $(VENV)/.installed-dev: $(VENV)/.created requirements-build.lock requirements-de
 	@$(PIP_INSTALL) --require-hashes -r requirements-build.lock
 	@$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
 	@$(PIP_INSTALL) --no-index --editable .
+	@$(ARCHIVE_CLASSES)
 	@touch $(VENV)/.installed $@
 
 $(AIRFLOW)/.installed: benchmarks/requirements-airflow.txt
