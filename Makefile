@@ -36,7 +36,7 @@ ui: $(VENV)/.installed ## Open the Dagster UI (PORT=3000)
 	@$(BIN)/synapse-assets ui --port "$(PORT)"
 
 .PHONY: services
-services: $(VENV)/.installed ## Run Azurite and HDFS on this machine until Ctrl-C
+services: $(VENV)/.installed ## Run Azurite, HDFS and stand-ins for Synapse and Azure ML until Ctrl-C
 	@$(BIN)/synapse-assets services
 
 .PHONY: test

@@ -79,7 +79,7 @@ def _refused(subject: Subject, error: "AzureError") -> Finding:
     status = getattr(error, "status_code", None)
     found = f"{subject.datastore.uri()}: {first_line(error)}" + (f" ({code})" if code else "")
     if code == "ContainerNotFound":
-        own = subject.deployment == "emulated" and location.container == CONTAINER
+        own = subject.is_emulated and location.container == CONTAINER
         return failed(
             f"the account '{location.account}' has no container '{location.container}'",
             "`make services` makes it."

@@ -16,7 +16,7 @@ from synapse_assets.compute.target import ComputeTarget
 from synapse_assets.datastore import Datastore
 from synapse_assets.defs.resources import resources_of
 from synapse_assets.errors import ConfigurationError, SynapseAssetsError
-from synapse_assets.settings import STORAGE_KEY, STORAGE_SAS
+from synapse_assets.settings import CLOUD, STORAGE_KEY, STORAGE_SAS
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 Kind = Literal["local", "azure", "hdfs"]
@@ -60,6 +60,11 @@ class Subject:
         """
         self.deployment = deployment
         self.home = home
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether stand-ins of this machine take Azure's place."""
+        return self.deployment == "emulated" or os.environ.get(CLOUD) == "emulator"
 
     @functools.cached_property
     def datastore(self) -> Datastore:

@@ -10,7 +10,6 @@ from synapse_assets.compute.explanations import explain
 from synapse_assets.compute.spark import LocalSpark, SparkPool
 from synapse_assets.doctor.check import Finding, Subject, failed, ok, warning
 from synapse_assets.settings import (
-    CLOUD,
     LIVY,
     ML_WORKSPACE,
     RESOURCE_GROUP,
@@ -50,7 +49,7 @@ def check_cpu(subject: Subject) -> Finding:
         client.ping()
         found = client.get_cluster(cpu.cluster)
     except CallError as e:
-        return failed(f"{cpu.place}: {e}", _workspace_remedy(e.status))
+        return failed(f"{cpu.place}: {e}", _workspace_remedy(subject, e.status))
     if found is None:
         return ok(
             f"{cpu.place} is not there yet: the first run makes it, of {cpu.min_nodes} to "
@@ -71,7 +70,7 @@ def check_cpu(subject: Subject) -> Finding:
     return ok(f"{cpu.place} is '{found.state}', and as it is configured")
 
 
-def _workspace_remedy(status: int | None) -> str:
+def _workspace_remedy(subject: Subject, status: int | None) -> str:
     names = f"{SUBSCRIPTION}, {RESOURCE_GROUP} and {ML_WORKSPACE}"
     if status == HTTPStatus.UNAUTHORIZED:
         return "Log in again (`az login`), to the tenant of the subscription."
@@ -82,7 +81,7 @@ def _workspace_remedy(status: int | None) -> str:
         )
     if status == HTTPStatus.NOT_FOUND:
         return f"Look at {names}: there is no such workspace, or it is hidden from this identity."
-    if os.environ.get(CLOUD) == "emulator":
+    if subject.is_emulated:
         return "Start it with `make services`, and take over what it says in this terminal."
     return f"Look at {names}, and whether the network and its proxy let you through."
 
@@ -106,6 +105,6 @@ def _look_for_jars(spark: LocalSpark) -> Finding:
 def _start_remedy(subject: Subject) -> str:
     if LIVY in os.environ:
         return f"Look whether Livy runs there, or name another server with {LIVY}."
-    if subject.deployment == "emulated":
+    if subject.is_emulated:
         return "Start the services in another terminal: `make services`."
     return f"Look at {SYNAPSE} and {SPARK_POOL}, and whether the network lets you through."

@@ -201,7 +201,7 @@ def check_commit(subject: Subject) -> Finding:
 
 def reach_remedy(subject: Subject) -> str:
     """Return what to do where a service does not answer."""
-    if subject.deployment == "emulated":
+    if subject.is_emulated:
         variable = DATASTORE if subject.kind == "hdfs" else AZURITE
         return f"Start it with `make services`, or set {variable} to where it answers."
     if subject.kind == "hdfs":
