@@ -78,6 +78,10 @@ bench: $(VENV)/.installed-dev ## Measure against plain scripts and plain Dagster
 bench-storage: $(VENV)/.installed-dev ## Measure the datastore against the raw libraries, on Azurite and a folder
 	$(BIN)/python -m benchmarks.storage $(BENCH_ARGS)
 
+.PHONY: bench-sensor
+bench-sensor: $(VENV)/.installed-dev ## Measure ticks of the arrival sensor at up to a million blobs
+	$(BIN)/python -m benchmarks.sensor $(BENCH_ARGS)
+
 .PHONY: bench-spark
 bench-spark: $(VENV)/.installed-dev $(AIRFLOW)/.installed ## Measure Spark batches against Airflow's operators, on a stub
 	$(BIN)/python -m benchmarks.spark --airflow $(AIRFLOW)/bin/python $(BENCH_ARGS)

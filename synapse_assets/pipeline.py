@@ -179,9 +179,9 @@ def register_arrivals(instance: dg.DagsterInstance, datastore: Datastore) -> lis
     names = sorted(name for name in found if is_partition_key(name))
     known = set(instance.get_dynamic_partitions(ARRIVALS_NAME))
     # One that has runs, and is no partition, was retired.
-    sensor = TITANIC_ARRIVALS.sensor
-    new = [n for n in names if n not in known and recall(instance, sensor, n) is None]
-    instance.add_dynamic_partitions(ARRIVALS_NAME, new)
+    unknown = set(names) - known
+    new = unknown - set(recall(instance, TITANIC_ARRIVALS.sensor, unknown))
+    instance.add_dynamic_partitions(ARRIVALS_NAME, sorted(new))
     return names
 
 

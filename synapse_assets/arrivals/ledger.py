@@ -5,7 +5,7 @@ import json
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -31,8 +31,8 @@ class Entry:
     change: int
 
 
-# Returns what Dagster's runs tell of one arrival, None if no run of it was ever made.
-Recall = Callable[[str], Entry | None]
+# Returns what Dagster's runs tell of some arrivals, without those that never had a run.
+Recall = Callable[[Collection[str]], Mapping[str, Entry]]
 
 
 class Ledger:
@@ -77,11 +77,14 @@ class Ledger:
             return self._base.get(arrival)
         return record.entry if record.doubted is None else None
 
-    def confirm(self, arrival: str) -> Entry | None:
+    def confirm(self, arrivals: Collection[str]) -> dict[str, Entry | None]:
         """Look at Dagster's runs for what was handed over last, remember and return it."""
+        told = self._recall(arrivals) if arrivals else {}
+        return {name: self._confirm(name, told.get(name)) for name in arrivals}
+
+    def _confirm(self, arrival: str, told: Entry | None) -> Entry | None:
         record = self._recent.get(arrival)
         known = self._base.get(arrival) if record is None else record.entry
-        told = self._recall(arrival)
         if told is None or (known is not None and known.change > told.change):
             # It may still come of a request that Dagster has kept.
             return known
@@ -109,11 +112,14 @@ class Ledger:
         Args:
             now: Seconds since 1970.
         """
-        for arrival, record in list(self._recent.items()):
-            if record.doubted is None or record.doubted >= now:
-                continue
-            self.confirm(arrival)
-            is_old = now - record.doubted > _DOUBT_SECONDS
+        doubted = {
+            name: record
+            for name, record in self._recent.items()
+            if record.doubted is not None and record.doubted < now
+        }
+        self.confirm(doubted)
+        for arrival, record in doubted.items():
+            is_old = record.doubted is not None and now - record.doubted > _DOUBT_SECONDS
             if is_old and self._recent.get(arrival) == record:
                 # Nothing came of it.
                 if record.entry is None:
@@ -197,7 +203,7 @@ class Ledger:
         content = self._storage.read_bytes(f"{self._uri}/{name}")
         if content is None or _name_of(content) != name:
             return None
-        base = _Base.parse(content)
+        base = _Base.parse(content, name=name)
         _known_bases[self._uri] = base
         return base
 
@@ -212,23 +218,31 @@ class _Record:
 class _Base:
     """Many entries, sorted by a hash of the arrival's name: 20 bytes each."""
 
-    def __init__(self, keys: "array[int]", contents: "array[int]", changes: "array[int]") -> None:
+    def __init__(
+        self,
+        keys: "array[int]",
+        contents: "array[int]",
+        changes: "array[int]",
+        *,
+        name: str | None = None,
+    ) -> None:
         self._keys = keys
         self._contents = contents
         self._changes = changes
-        self.name = _name_of(self.to_bytes()) if keys else None
+        self.name = _name_of(self.to_bytes()) if keys and name is None else name
 
     def to_bytes(self) -> bytes:
         return b"".join(_bytes(part) for part in (self._keys, self._contents, self._changes))
 
     @classmethod
-    def parse(cls, content: bytes) -> "_Base":
+    def parse(cls, content: bytes, *, name: str) -> "_Base":
         count = len(content) // 20
         ends = (8 * count, 16 * count)
         return cls(
             _array("Q", content[: ends[0]]),
             _array("Q", content[ends[0] : ends[1]]),
             _array("I", content[ends[1] :]),
+            name=name,
         )
 
     def get(self, arrival: str) -> Entry | None:

@@ -85,7 +85,7 @@ def replay(
     """
     _look(arrivals, datastore, name)
     orders = _open_orders(arrivals, datastore, instance)
-    last = arrivals.open_ledger(datastore, instance).confirm(name)
+    last = arrivals.open_ledger(datastore, instance).confirm([name])[name]
     change = -1 if last is None else last.change
     ignored = {n: content for n, content in orders.ignored.items() if n != name}
     arrivals.write_orders(datastore, Orders({**orders.replay, name: change}, ignored))
@@ -127,9 +127,6 @@ def _open_orders(arrivals: Arrivals, datastore: Datastore, instance: dg.DagsterI
     """Return the orders without those that are done."""
     orders = arrivals.read_orders(datastore)
     ledger = arrivals.open_ledger(datastore, instance)
-    open_ = {
-        name: change
-        for name, change in orders.replay.items()
-        if orders.is_open(name, ledger.confirm(name))
-    }
+    last = ledger.confirm(orders.replay)
+    open_ = {n: change for n, change in orders.replay.items() if orders.is_open(n, last[n])}
     return replace(orders, replay=open_)

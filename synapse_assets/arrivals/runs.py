@@ -1,7 +1,7 @@
 """What Dagster's runs tell of arrivals: each carries the arrival and the content it is for."""
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -95,11 +95,19 @@ def entry_of(tags: Mapping[str, str]) -> Entry | None:
     return Entry(content, int(change)) if change.isdecimal() else None
 
 
-def recall(instance: dg.DagsterInstance, sensor: str, arrival: str) -> Entry | None:
-    """Return which content of an arrival a run was made for last, None if none ever was."""
-    # Several may be of the same change: the latest, which comes first, is the right one then.
-    entries = [entry_of(run.tags) for run in _runs_of(instance, sensor, arrival)]
-    return max((e for e in entries if e is not None), key=lambda e: e.change, default=None)
+def recall(
+    instance: dg.DagsterInstance, sensor: str, arrivals: Collection[str]
+) -> dict[str, Entry]:
+    """Return which content of each arrival a run was made for last, if one ever was."""
+    latest: dict[str, Entry] = {}
+    names = list(arrivals)
+    for first in range(0, len(names), _PAGE):
+        for run in _runs_of(instance, sensor, names[first : first + _PAGE]):
+            entry, name = entry_of(run.tags), run.tags[ARRIVAL_TAG]
+            # Several may be of the same change: the latest, which comes first, is the right one.
+            if entry is not None and (name not in latest or entry.change > latest[name].change):
+                latest[name] = entry
+    return latest
 
 
 def count_queued(instance: dg.DagsterInstance, sensor: str) -> int:
@@ -218,7 +226,7 @@ def _retry_of(
     arrival, entry = run.tags.get(ARRIVAL_TAG), entry_of(run.tags)
     if arrival is None or entry is None:
         return None
-    others = _runs_of(instance, sensor, arrival)
+    others = _runs_of(instance, sensor, [arrival])
     entries = [entry_of(other.tags) for other in others]
     if any(e is not None and e.change > entry.change for e in entries):
         return None
@@ -246,10 +254,16 @@ def _is_final(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return False
 
 
-def _runs_of(instance: dg.DagsterInstance, sensor: str, arrival: str) -> Sequence[dg.DagsterRun]:
-    """Return the runs for an arrival, the latest first."""
+def _runs_of(
+    instance: dg.DagsterInstance, sensor: str, arrivals: list[str]
+) -> Sequence[dg.DagsterRun]:
+    """Return the runs for some arrivals, the latest first."""
     # By one tag: Dagster's database is slow to look for two.
-    runs = instance.get_runs(dg.RunsFilter(tags={ARRIVAL_TAG: arrival}), limit=_PAGE)
+    limit = _PAGE * len(arrivals)
+    runs = instance.get_runs(dg.RunsFilter(tags={ARRIVAL_TAG: arrivals}), limit=limit)
+    if len(runs) == limit and len(arrivals) > 1:
+        # Those of one must not hide those of another.
+        return [run for arrival in arrivals for run in _runs_of(instance, sensor, [arrival])]
     return [run for run in runs if run.tags.get(SENSOR_TAG) == sensor]
 
 

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from synapse_assets.arrivals.cursor import Counts, Cursor
@@ -113,12 +113,17 @@ def scan(
     ledger.settle(now)
     waiting = dict(cursor.waiting)
     asked: list[Ask] = []
+    # What is to be asked for, as far as the ledger knows.
+    candidates: list[Arrival] = []
     settling: list[str] = []
     refused: list[str] = []
     blobs = looked_at = not_settled = not_named = 0
     arrivals = iter(found)
     reason = ""
     while True:
+        if len(asked) + len(candidates) >= settings.max_runs:
+            asked += _confirmed(candidates, ledger, orders)
+            candidates = []
         if len(asked) >= settings.max_runs:
             reason = f"{settings.max_runs} runs are the most in one tick"
             break
@@ -142,9 +147,8 @@ def scan(
                 settling.append(arrival.name)
         else:
             waiting.pop(arrival.name, None)
-            last = ledger.confirm(arrival.name)
-            if not orders.is_done(arrival, last):
-                asked.append(Ask(arrival, change=0 if last is None else last.change + 1))
+            candidates.append(arrival)
+    asked += _confirmed(candidates, ledger, orders)
     ledger.doubt([ask.arrival.name for ask in asked], now=now)
     ledger.save()
     return Outcome(
@@ -162,6 +166,17 @@ def scan(
         is_exhausted=not reason,
         reason=reason,
     )
+
+
+def _confirmed(candidates: Sequence[Arrival], ledger: Ledger, orders: Orders) -> list[Ask]:
+    """Return those that are to be asked for, by what Dagster's runs tell of them."""
+    last = ledger.confirm([arrival.name for arrival in candidates])
+    return [
+        Ask(arrival, change=0 if entry is None else entry.change + 1)
+        for arrival in candidates
+        for entry in [last[arrival.name]]
+        if not orders.is_done(arrival, entry)
+    ]
 
 
 def is_partition_key(name: str) -> bool:

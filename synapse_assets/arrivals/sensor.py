@@ -56,7 +56,7 @@ class Arrivals:
         return Ledger(
             datastore.storage(),
             datastore.uri(FOLDER, self.sensor),
-            recall=lambda arrival: runs.recall(instance, self.sensor, arrival),
+            recall=lambda names: runs.recall(instance, self.sensor, names),
         )
 
     def read_orders(self, datastore: Datastore) -> Orders:
@@ -94,7 +94,7 @@ class Arrivals:
             StorageError: The ledger could not be read or written.
         """
         ledger = self.open_ledger(datastore, instance)
-        last = ledger.confirm(arrival.name)
+        last = ledger.confirm([arrival.name])[arrival.name]
         if last is None or last.content != arrival.content:
             last = Entry(arrival.content, 0 if last is None else last.change + 1)
         ledger.put(arrival.name, last)
@@ -245,19 +245,16 @@ def evaluate(
             skip_reason=f"{'; '.join(said)}.", cursor=outcomes[-1].cursor.to_json()
         )
     context.log.info(f"{'; '.join(said)}.")
-    names = {ask.arrival.name for ask in asked}
-    known = {
-        name
-        for name in names
-        if context.instance.has_dynamic_partition(arrivals.partitions_name, name)
-    }
     # One result, so that a crash between its parts can neither lose nor double an arrival.
     return dg.SensorResult(
         run_requests=[
             *(_request(arrivals, ask.arrival.name, ask.entry, ask.run_key) for ask in asked),
             *(_request(arrivals, r.arrival, r.entry, r.run_key) for r in retries),
         ],
-        dynamic_partitions_requests=[arrivals.partitions.build_add_request(sorted(names - known))],
+        # Dagster leaves out those that it has.
+        dynamic_partitions_requests=[
+            arrivals.partitions.build_add_request(sorted({ask.arrival.name for ask in asked}))
+        ],
         asset_events=[arrivals.observation(ask.arrival) for ask in asked],
         cursor=outcomes[-1].cursor.to_json(),
     )

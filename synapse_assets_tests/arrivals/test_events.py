@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,9 +83,8 @@ class Daemon:
         self.text = tick.outcome.cursor.to_json()
         assert len(self.text) <= MAX_CURSOR_BYTES
 
-    def _recall(self, arrival: str) -> Entry | None:
-        runs = self.runs.get(arrival)
-        return Entry(runs[-1], len(runs) - 1) if runs else None
+    def _recall(self, arrivals: Collection[str]) -> dict[str, Entry]:
+        return {n: Entry(r[-1], len(r) - 1) for n, r in self.runs.items() if r and n in arrivals}
 
 
 @dataclass

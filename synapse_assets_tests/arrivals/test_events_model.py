@@ -9,7 +9,7 @@ import itertools
 import random
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 from unittest.mock import patch
@@ -159,9 +159,8 @@ class World:
     def _ledger(self) -> Ledger:
         return Ledger(self.storage(), self.uri("_arrivals", "model"), recall=self._recall)
 
-    def _recall(self, arrival: str) -> Entry | None:
-        runs = self.runs.get(arrival)
-        return Entry(runs[-1], len(runs) - 1) if runs else None
+    def _recall(self, arrivals: Collection[str]) -> dict[str, Entry]:
+        return {n: Entry(r[-1], len(r) - 1) for n, r in self.runs.items() if r and n in arrivals}
 
     def _keep(self, outcomes: list[Outcome]) -> None:
         keys = [ask.run_key for outcome in outcomes for ask in outcome.asked]

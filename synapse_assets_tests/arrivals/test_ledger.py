@@ -1,5 +1,6 @@
 """The ledger: what was handed over, believed only as far as Dagster's runs bear it out."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +20,9 @@ class Runs:
     entries: dict[str, Entry] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def __call__(self, arrival: str) -> Entry | None:
-        self.asked.append(arrival)
-        return self.entries.get(arrival)
+    def __call__(self, arrivals: Collection[str]) -> dict[str, Entry]:
+        self.asked += arrivals
+        return {name: self.entries[name] for name in arrivals if name in self.entries}
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_former_entry_is_believed_again_once_no_run_can_come(tmp_path: Path, run
     ledger.put("x", A)
     ledger.doubt(["x", "y"], now=0.0)
     ledger.settle(24 * 3600.0)
-    assert (ledger.get("x"), ledger.confirm("x")) == (None, A)
+    assert (ledger.get("x"), ledger.confirm(["x"])["x"]) == (None, A)
     ledger.settle(26 * 3600.0)
     assert (ledger.get("x"), ledger.get("y")) == (A, None)
 
@@ -65,11 +66,11 @@ def test_former_entry_is_believed_again_once_no_run_can_come(tmp_path: Path, run
 def test_memory_outlives_runs_that_were_deleted(tmp_path: Path, runs: Runs) -> None:
     runs.entries["x"] = B
     ledger = reopen(tmp_path, runs)
-    assert ledger.confirm("x") == B
+    assert ledger.confirm(["x"])["x"] == B
     runs.entries["x"] = A
-    assert ledger.confirm("x") == B
+    assert ledger.confirm(["x"])["x"] == B
     runs.entries.clear()
-    assert ledger.confirm("x") == B
+    assert ledger.confirm(["x"])["x"] == B
 
 
 def test_nothing_is_written_where_nothing_changed(tmp_path: Path, runs: Runs) -> None:
@@ -124,7 +125,7 @@ def test_damaged_ledger_is_made_again_from_the_runs(
     ledger = reopen(tmp_path, runs)
     assert ledger.was_damaged == (damage != "gone")
     assert [ledger.get(name) for name in ("x", "y")] == [None, None]
-    assert ledger.confirm("x") == B
+    assert ledger.confirm(["x"])["x"] == B
     ledger.save()
     assert reopen(tmp_path, runs).get("x") == B
 

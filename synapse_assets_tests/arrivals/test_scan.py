@@ -1,7 +1,7 @@
 """The engine: what is new, what is settled, and where it stops."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +22,11 @@ class Scanner:
 
     def __init__(self, folder: Path) -> None:
         self.runs: dict[str, Entry] = {}
-        self.ledger = Ledger(LocalStorage(), str(folder), recall=self.runs.get)
+        self.ledger = Ledger(LocalStorage(), str(folder), recall=self.recall)
         self.cursor = Cursor()
+
+    def recall(self, arrivals: Collection[str]) -> dict[str, Entry]:
+        return {name: self.runs[name] for name in arrivals if name in self.runs}
 
     def scan(self, *arrivals: Arrival, now: float = NOW) -> Outcome:
         found = [replace(arrival, begun=now) for arrival in arrivals]
@@ -126,7 +129,7 @@ def test_lost_ledger_asks_for_nothing_that_dagster_knows(tmp_path: Path) -> None
     scanner = Scanner(tmp_path / "one")
     for digest in (1, 2):
         scanner.scan(arrival(digest=digest), now=NOW + digest)
-    scanner.ledger = Ledger(LocalStorage(), str(tmp_path / "two"), recall=scanner.runs.get)
+    scanner.ledger = Ledger(LocalStorage(), str(tmp_path / "two"), recall=scanner.recall)
     assert scanner.keys(arrival(digest=2), now=NOW + 3) == []
     (key,) = scanner.keys(arrival(digest=1), now=NOW + 4)
     assert key.endswith(":2")
@@ -137,7 +140,12 @@ def test_ledger_is_written_before_anything_is_asked_for(tmp_path: Path) -> None:
     scan([arrival()], cursor=Cursor(), ledger=scanner.ledger, now=NOW, settings=SETTINGS)
     # Another process: it knows that a run of the arrival may be there.
     asked: list[str] = []
-    again = Ledger(LocalStorage(), str(tmp_path), recall=asked.append)
+
+    def recall(names: Collection[str]) -> dict[str, Entry]:
+        asked.extend(names)
+        return {}
+
+    again = Ledger(LocalStorage(), str(tmp_path), recall=recall)
     again.settle(NOW + 1)
     assert asked == ["a"]
 
