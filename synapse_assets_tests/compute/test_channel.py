@@ -14,7 +14,7 @@ import pytest
 
 from synapse_assets.compute import channel as channel_module
 from synapse_assets.compute import chunk_reader
-from synapse_assets.compute.channel import Channel, chunk_uri
+from synapse_assets.compute.channel import Channel, beat_uri, chunk_uri, stop_uri
 from synapse_assets.compute.chunk_reader import ChunkReader
 from synapse_assets.datastore.storage import LocalStorage
 from synapse_assets.errors import StorageError
@@ -171,6 +171,26 @@ def test_silent_step_says_that_it_ends(
     assert chunk == {"stdout": "", "stderr": "", "messages": [], "lost": 0, "is_last": True}
     with orchestrator.reading():
         assert orchestrator.reader.said_last.wait(5.0)
+
+
+def test_step_gives_signs_of_life_and_ends_when_it_is_asked_to(
+    store: Store, chunks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "BEAT_SECONDS", 0.02)
+    beat, stopped = Path(beat_uri(str(chunks))), threading.Event()
+    with Channel(store, str(chunks), stop=stopped.set).opened():
+        wait_for(beat.exists)
+        first = beat.read_text()
+        wait_for(lambda: beat.read_text() != first)
+        # What the store does not take ends no step.
+        store.is_down = True
+        wait_for(lambda: store.refused > 1)
+        store.is_down = False
+        assert not stopped.is_set()
+        Path(stop_uri(str(chunks))).touch()
+        assert stopped.wait(5.0)
+    # It has said nothing meanwhile, and so no chunk was written but the last.
+    assert [chunk["is_last"] for chunk in written(chunks)] == [True]
 
 
 def test_output_goes_where_it_went_before_too(
