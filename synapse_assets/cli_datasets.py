@@ -3,7 +3,7 @@
 import argparse
 import datetime as dt
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from synapse_assets import settings
 from synapse_assets.errors import DatasetNotFoundError
@@ -109,17 +109,16 @@ def _restore(options: argparse.Namespace) -> int:
 
 def _vacuum(options: argparse.Namespace) -> int:
     from synapse_assets.datasets.maintenance import list_datasets
-    from synapse_assets.datasets.vacuum import vacuum, vacuum_attempts
+    from synapse_assets.datasets.vacuum import Retention, vacuum, vacuum_attempts
 
     datastore = open_datastore()
     if options.datasets:
         check_names(datastore, options.datasets)
-    retention = dt.timedelta(hours=options.retention)
-    chosen: dict[str, Any] = {"dry_run": options.dry_run, "force": options.force}
+    retention = Retention(dt.timedelta(hours=options.retention), options.force)
     # Attempts first: a record must not promise staged files that are gone.
-    reports = vacuum_attempts(datastore, retention=retention, **chosen)
+    reports = vacuum_attempts(datastore, retention=retention, dry_run=options.dry_run)
     for name in dict.fromkeys(options.datasets or list_datasets(datastore)):
-        reports.append(vacuum(datastore, name, retention=retention, **chosen))
+        reports.append(vacuum(datastore, name, retention=retention, dry_run=options.dry_run))
     _print(["dataset", "superseded", "abandoned", "kept"], [_report(r) for r in reports])
     amounts = [amount for report in reports for amount in report.removed.values()]
     total = _amount(amounts)

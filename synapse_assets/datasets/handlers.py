@@ -34,8 +34,6 @@ FileRecord = dict[str, Any]
 # 255 bytes is the limit of a path component on most file systems and on HDFS; of a longer name
 # the rest is replaced by a hash.
 _MAX_FOLDER_NAME = 180
-# A smaller file is hashed before it is stored, a larger one meanwhile.
-_HASHED_ASIDE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -164,15 +162,12 @@ def _write_batches(
     schema = pa.schema([field.with_type(_delta_type(field.type)) for field in schema])
     path = f"{target.folder}/part-00000-{target.folder.rpartition('/')[2]}.parquet"
     uri = f"{target.uri}/{path}"
-    storage.make_folder(f"{target.uri}/{target.folder}")
     rows = 0
     # Delta keeps microseconds; a finer value is an error rather than a silent loss.
-    with pq.ParquetWriter(
-        storage.arrow_path(uri),
-        schema,
-        coerce_timestamps="us",
-        filesystem=storage.arrow_filesystem(),
-    ) as writer:
+    with (
+        storage.arrow_output(uri) as (place, filesystem),
+        pq.ParquetWriter(place, schema, coerce_timestamps="us", filesystem=filesystem) as writer,
+    ):
         for batch in batches:
             table = pa.Table.from_batches([batch])
             if column in table.column_names:
@@ -398,21 +393,17 @@ def output_folder(target: Target, storage: Storage) -> Path:
 
 def _store(path: Path, *, name: str, target: Target, storage: Storage) -> FileRecord:
     relative = f"{target.files_folder}/{name}"
-    if path.stat().st_size < _HASHED_ASIDE_BYTES:
-        sha256 = sha256_of(path)
+    # Hashed meanwhile: that of a large file takes as long as to send it.
+    with ThreadPoolExecutor(1) as pool:
+        sha256 = pool.submit(sha256_of, path)
         stored = storage.upload(path, f"{target.uri}/{relative}")
-    else:
-        with ThreadPoolExecutor(1) as pool:
-            hashing = pool.submit(sha256_of, path)
-            stored = storage.upload(path, f"{target.uri}/{relative}")
-            sha256 = hashing.result()
-    return {
-        "path": relative,
-        "size": stored.size,
-        "name": name,
-        "etag": stored.etag,
-        "sha256": sha256,
-    }
+        return {
+            "path": relative,
+            "size": stored.size,
+            "name": name,
+            "etag": stored.etag,
+            "sha256": sha256.result(),
+        }
 
 
 def _require_kind(reference: Reference, kind: str) -> None:

@@ -7,7 +7,7 @@ only ever written by `deltalake`.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -69,23 +69,9 @@ def read_entries(storage: Storage, uri: str, listed: Sequence[StoredFile]) -> li
     """
     found = [(int(match[1]), file) for file in listed if (match := _ENTRY.fullmatch(file.path))]
     contents = for_each_file(lambda item: storage.read_bytes(f"{uri}/{item[1].path}"), found)
-    return list(_parse(zip(found, contents, strict=True), uri))
-
-
-def oldest_checkpoint(listed: Sequence[StoredFile]) -> int | None:
-    """Return the oldest version that a checkpoint of the log holds, None if there is none.
-
-    Where the first entries are gone, older versions cannot be opened.
-    """
-    matches = (_CHECKPOINT.fullmatch(file.path) for file in listed)
-    return min((int(match[1]) for match in matches if match), default=None)
-
-
-def _parse(
-    found: Iterator[tuple[tuple[int, StoredFile], bytes | None]], uri: str
-) -> Iterator[LogEntry]:
+    entries = []
     latest = 0.0
-    for (version, file), content in found:
+    for (version, file), content in zip(found, contents, strict=True):
         if content is None:
             # The clean-up of old entries, which deltalake does after a commit, came between.
             continue
@@ -100,17 +86,29 @@ def _parse(
         info = infos[0] if infos else {}
         # Not every writer says when it was.
         latest = max(latest, info.get("timestamp", file.modified * 1000) / 1000)
-        yield LogEntry(
-            version=version,
-            committed=latest,
-            info=info,
-            added={
-                unquote(action["add"]["path"]): _logged_file(action["add"])
-                for action in actions
-                if action.get("add")
-            },
-            removed=tuple(unquote(a["remove"]["path"]) for a in actions if a.get("remove")),
+        entries.append(
+            LogEntry(
+                version=version,
+                committed=latest,
+                info=info,
+                added={
+                    unquote(action["add"]["path"]): _logged_file(action["add"])
+                    for action in actions
+                    if action.get("add")
+                },
+                removed=tuple(unquote(a["remove"]["path"]) for a in actions if a.get("remove")),
+            )
         )
+    return entries
+
+
+def oldest_checkpoint(listed: Sequence[StoredFile]) -> int | None:
+    """Return the oldest version that a checkpoint of the log holds, None if there is none.
+
+    Where the first entries are gone, older versions cannot be opened.
+    """
+    matches = (_CHECKPOINT.fullmatch(file.path) for file in listed)
+    return min((int(match[1]) for match in matches if match), default=None)
 
 
 def _logged_file(add: Mapping[str, Any]) -> LoggedFile:

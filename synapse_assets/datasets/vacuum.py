@@ -15,7 +15,7 @@ import datetime as dt
 import math
 import re
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -41,6 +41,43 @@ DEFAULT_RETENTION = dt.timedelta(hours=168)
 
 # How `Slot.fresh_target` ends the name of an attempt's folder.
 _ATTEMPT_FOLDER = re.compile(r".*-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long a version that was superseded can still be read, and an attempt be adopted.
+
+    Attributes:
+        period: That time. No step may run longer.
+        force: Whether it may be shorter than 168 hours.
+        now: Its end; the present time if not given.
+
+    Raises:
+        ConfigurationError: The period is too short, and that is not forced.
+    """
+
+    period: dt.timedelta = DEFAULT_RETENTION
+    force: bool = False
+    now: dt.datetime | None = None
+
+    def __post_init__(self) -> None:
+        hour = dt.timedelta(hours=1)
+        least = dt.timedelta() if self.force else DEFAULT_RETENTION
+        if self.period < least:
+            raise ConfigurationError(
+                f"A retention of {self.period / hour:g} hours is too short: a step that is still "
+                "writing, or a reader of an older version, would lose its files. Keep "
+                f"{DEFAULT_RETENTION / hour:g} hours, or force it (--force) when nothing runs that "
+                "began before."
+            )
+
+    @property
+    def cutoff(self) -> float:
+        """Where the retention begins, in seconds since 1970."""
+        return ((self.now or dt.datetime.now(dt.timezone.utc)) - self.period).timestamp()
+
+
+_WEEK = Retention()
 
 
 @dataclass(frozen=True)
@@ -75,13 +112,7 @@ class VacuumReport:
 
 
 def vacuum(
-    datastore: Datastore,
-    name: str,
-    *,
-    retention: dt.timedelta = DEFAULT_RETENTION,
-    dry_run: bool,
-    now: dt.datetime | None = None,
-    force: bool = False,
+    datastore: Datastore, name: str, *, retention: Retention = _WEEK, dry_run: bool
 ) -> VacuumReport:
     """Remove the files of a dataset that no version within the retention refers to.
 
@@ -91,25 +122,21 @@ def vacuum(
 
     An attempt may be adopted, and its files committed, long after it wrote them. If it is older
     than the retention, its files may be gone: `table.commit` looks for them first and refuses.
-    Call `vacuum_attempts` before this, so that no attempt is adopted whose files go. No step may
-    run longer than the retention.
+    Call `vacuum_attempts` before this, so that no attempt is adopted whose files go.
 
     Args:
         datastore: Where the dataset lies.
         name: Name of the dataset.
-        retention: How long a version that was superseded can still be read and restored.
+        retention: How long a superseded version stays.
         dry_run: Whether to report only.
-        now: The end of the retention; the present time if not given.
-        force: Whether the retention may be shorter than 168 hours.
 
     Raises:
         DatasetNotFoundError: There is no such dataset.
-        ConfigurationError: The retention is too short, and that is not forced.
         UnsupportedTableError: Another program made the table into one that needs files which are
             not known here.
         DatasetError: Files of the newest version are missing; nothing was removed.
     """
-    cutoff = _cutoff(retention, now=now, force=force)
+    cutoff = retention.cutoff
     table = open_existing(datastore, name)
     plan = _plan(datastore, name, table=table, cutoff=cutoff)
     if not dry_run:
@@ -132,35 +159,22 @@ def vacuum(
 
 
 def vacuum_attempts(
-    datastore: Datastore,
-    *,
-    retention: dt.timedelta = DEFAULT_RETENTION,
-    dry_run: bool,
-    now: dt.datetime | None = None,
-    force: bool = False,
+    datastore: Datastore, *, retention: Retention = _WEEK, dry_run: bool
 ) -> list[VacuumReport]:
     """Remove the records of attempts that began before the retention, and bundles nobody needs.
 
     An attempt's staged files are younger than its record, so whoever vacuums attempts first never
     leaves a record that promises files which are gone. An old bundle stays as long as a younger
     attempt refers to it, or does not say which one it runs.
-
-    Args:
-        datastore: Where they lie.
-        retention: How long a re-execution may adopt an attempt.
-        dry_run: Whether to report only.
-        now: The end of the retention; the present time if not given.
-        force: Whether the retention may be shorter than 168 hours.
-
-    Raises:
-        ConfigurationError: The retention is too short, and that is not forced.
     """
-    cutoff = _cutoff(retention, now=now, force=force)
+    cutoff = retention.cutoff
     storage = datastore.storage()
     attempts: dict[str, list[StoredFile]] = {}
     for file in storage.list_files(datastore.uri(ATTEMPTS)):
         attempts.setdefault(file.path.partition("/")[0], []).append(file)
-    young = {key: files for key, files in attempts.items() if _began(files) >= cutoff}
+    young = {
+        key: files for key, files in attempts.items() if min(f.modified for f in files) >= cutoff
+    }
     old = [file for key, files in attempts.items() if key not in young for file in files]
     bundles = storage.list_files(datastore.uri(BUNDLES))
     unused = [bundle for bundle in bundles if bundle.modified < cutoff]
@@ -184,23 +198,6 @@ class _Plan:
     superseded: list[StoredFile]
     abandoned: list[StoredFile]
     kept: list[StoredFile]
-
-
-def _cutoff(retention: dt.timedelta, *, now: dt.datetime | None, force: bool) -> float:
-    """Return where the retention begins, in seconds since 1970.
-
-    Raises:
-        ConfigurationError: The retention is too short.
-    """
-    hours = retention / dt.timedelta(hours=1)
-    least = DEFAULT_RETENTION / dt.timedelta(hours=1)
-    if hours < 0 or not (force or hours >= least):
-        raise ConfigurationError(
-            f"A retention of {hours:g} hours is too short: a step that is still writing, or a "
-            f"reader of an older version, would lose its files. Keep {least:g} hours, or force it "
-            "(--force) when nothing runs that began before."
-        )
-    return ((now or dt.datetime.now(dt.timezone.utc)) - retention).timestamp()
 
 
 def _plan(
@@ -305,10 +302,6 @@ def _entries_name(path: str) -> str | None:
     """Return the name of the file that tells of one of the user's own files."""
     parts = path.split("/")
     return f"entries-{parts[1]}.parquet" if parts[0] == FILES_FOLDER else None
-
-
-def _began(files: Collection[StoredFile]) -> float:
-    return min(file.modified for file in files)
 
 
 def _remove(datastore: Datastore, uris: Iterable[str]) -> None:

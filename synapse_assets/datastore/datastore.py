@@ -16,7 +16,6 @@ from synapse_assets.datastore.storage import SECRETS, LocalStorage, Storage, ope
 from synapse_assets.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    import pyarrow.fs
     from azure.storage.blob import ContainerClient
     from fsspec import AbstractFileSystem
     from upath import UPath
@@ -142,10 +141,6 @@ class Datastore(dg.ConfigurableResource["Datastore"]):
                 )
             location = replace(location, account=account)
         return _open_queue(location, self.credential, name)
-
-    def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
-        """Return the file system for pyarrow, with paths as `storage().arrow_path` gives them."""
-        return self.storage().arrow_filesystem()
 
     def delta_uri(self, uri: str) -> str:
         """Return a URI in the form that `deltalake` takes, and polars too."""

@@ -9,12 +9,11 @@ import contextlib
 import functools
 import re
 import shutil
-import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from synapse_assets.datastore.storage import (
     PAGE_FILES,
@@ -203,10 +202,12 @@ class HadoopStorage(Storage):
         return paged((_stored(status, uri=uri, path=path) for path, status in files), size=size)
 
     def stat(self, uri: str) -> StoredFile | None:
-        status = self._status(uri)
-        if status is None or status.isDirectory():
-            return None
-        return _stored(status, uri=uri, path=uri.rpartition("/")[2])
+        with contextlib.suppress(FileNotFoundError), _explained("look at", uri):
+            path = self._path(uri)
+            status = self._filesystem(path).getFileStatus(path)
+            if not status.isDirectory():
+                return _stored(status, uri=uri, path=uri.rpartition("/")[2])
+        return None
 
     def upload(self, path: Path, uri: str) -> StoredFile:
         with (
@@ -244,26 +245,24 @@ class HadoopStorage(Storage):
         )
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
-        return self._arrow_filesystem
+        from pyarrow.fs import LocalFileSystem
 
-    @functools.cached_property
-    def _arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
-        from pyarrow.fs import PyFileSystem
+        return LocalFileSystem()
 
-        return PyFileSystem(_handler_class()(self))
+    def arrow_path(self, uri: str) -> str:
+        """Return the path of a local copy: pyarrow itself needs libhdfs, which clusters lack."""
+        copy = _folder() / uuid.uuid4().hex
+        self.download(uri, copy)
+        return str(copy)
 
-    def _make_folder(self, uri: str) -> None:
-        """Make a folder and those above it, which no other method needs."""
-        with _explained("make the folder", uri):
-            path = self._path(uri)
-            self._filesystem(path).mkdirs(path)
-
-    def _status(self, uri: str) -> Any:
-        """Return what Hadoop knows of a file or folder, None if there is none."""
-        with contextlib.suppress(FileNotFoundError), _explained("look at", uri):
-            path = self._path(uri)
-            return self._filesystem(path).getFileStatus(path)
-        return None
+    @contextlib.contextmanager
+    def arrow_output(self, uri: str) -> "Iterator[tuple[str, pyarrow.fs.FileSystem]]":
+        copy = _folder() / uuid.uuid4().hex
+        try:
+            yield str(copy), self.arrow_filesystem()
+            self.upload(copy, uri)
+        finally:
+            copy.unlink(missing_ok=True)
 
     @functools.cached_property
     def _java(self) -> "_Java":
@@ -338,106 +337,9 @@ class _Java:
         self._copy_bytes(source, target, _CHUNK_BYTES, True)
 
 
-class _Output:
-    """A local file that is stored when it is closed, unless an error is what closes it."""
-
-    def __init__(self, path: Path, store: Callable[[Path], object]) -> None:
-        self._path = path
-        self._store = store
-        self._file = path.open("wb")
-        self._handled = sys.exc_info()[1]
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def write(self, content: bytes) -> int:
-        return self._file.write(content)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        """Store the file; but not from a `with` block that another error has left."""
-        if self._file.closed:
-            return
-        self._file.close()
-        try:
-            if sys.exc_info()[1] is self._handled:
-                self._store(self._path)
-        finally:
-            self._path.unlink()
-
-
-@functools.cache
-def _handler_class() -> type[Any]:
-    import pyarrow as pa
-    from pyarrow.fs import FileInfo, FileSystemHandler, FileType
-
-    class Handler(FileSystemHandler):  # type: ignore[misc]
-        """What reading and writing Parquet files needs of a file system."""
-
-        def __init__(self, storage: HadoopStorage) -> None:
-            self._storage = storage
-
-        def get_type_name(self) -> str:
-            return "hadoop"
-
-        def normalize_path(self, path: str) -> str:
-            return path
-
-        def get_file_info(self, paths: list[str]) -> list[Any]:
-            return [self._info(path) for path in paths]
-
-        def _info(self, path: str) -> Any:
-            status = self._storage._status(path)
-            if status is None:
-                return FileInfo(path, FileType.NotFound)
-            if status.isDirectory():
-                return FileInfo(path, FileType.Directory)
-            modified = status.getModificationTime() / 1000
-            return FileInfo(path, FileType.File, size=status.getLen(), mtime=modified)
-
-        def create_dir(self, path: str, recursive: bool) -> None:
-            self._storage._make_folder(path)
-
-        def open_input_file(self, path: str) -> Any:
-            copy = _temporary_path()
-            self._storage.download(path, copy)
-            try:
-                return pa.OSFile(str(copy))
-            finally:
-                # An open file is there without a name, and goes when it is closed.
-                copy.unlink()
-
-        open_input_stream = open_input_file
-
-        def open_output_stream(self, path: str, metadata: Any) -> Any:
-            output = _Output(_temporary_path(), lambda copy: self._storage.upload(copy, path))
-            return pa.PythonFile(output, mode="w")
-
-        def _refuse(self, *arguments: Any, **options: Any) -> NoReturn:
-            raise NotImplementedError(
-                "On a Spark cluster, Arrow can read and write single files of the datastore only. "
-                "List, move and remove files with Spark."
-            )
-
-        copy_file = delete_dir = delete_dir_contents = delete_file = _refuse
-        delete_root_dir_contents = get_file_info_selector = move = open_append_stream = _refuse
-
-    return Handler
-
-
-def _temporary_path() -> Path:
-    return _folder() / uuid.uuid4().hex
-
-
 @functools.cache
 def _folder() -> Path:
-    """Return this process's folder for files on their way; it goes when the process ends."""
+    """Return this process's folder for local copies; it goes when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="synapse-assets-arrow-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

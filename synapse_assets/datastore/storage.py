@@ -164,6 +164,12 @@ class Storage(ABC):
         """Return a URI as a path on `arrow_filesystem`."""
         return uri
 
+    @contextlib.contextmanager
+    def arrow_output(self, uri: str) -> "Iterator[tuple[str, pyarrow.fs.FileSystem]]":
+        """Yield a path for pyarrow to write to, and its file system; at the end it is at `uri`."""
+        self.make_folder(uri.rpartition("/")[0])
+        yield self.arrow_path(uri), self.arrow_filesystem()
+
     def make_folder(self, uri: str) -> None:
         """Make a folder where the store needs one before a file can be written to it."""
         return

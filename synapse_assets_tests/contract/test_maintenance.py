@@ -19,6 +19,7 @@ from synapse_assets.datasets.table import commit, resolve
 from synapse_assets.datasets.vacuum import (
     DEFAULT_RETENTION,
     Amount,
+    Retention,
     VacuumReport,
     vacuum,
     vacuum_attempts,
@@ -61,7 +62,7 @@ def later(**delta: float) -> dt.datetime:
 
 def clean(datastore: Datastore, name: str, *, dry_run: bool = False) -> VacuumReport:
     """Remove all that the newest version does not need."""
-    return vacuum(datastore, name, dry_run=dry_run, now=later(days=30))
+    return vacuum(datastore, name, retention=Retention(now=later(days=30)), dry_run=dry_run)
 
 
 def stored(datastore: Datastore, name: str) -> dict[str, int]:
@@ -332,7 +333,7 @@ class TestVacuum:
             return [replace(file, modified=0.0) for file in list_files(storage, uri)]
 
         with mock.patch.object(type(datastore.storage()), "list_files", list_as_old):
-            report = vacuum(datastore, "whole", dry_run=False, now=now)
+            report = vacuum(datastore, "whole", retention=Retention(now=now), dry_run=False)
         assert report.removed["superseded"].files == 1
         assert values_of(datastore, second) == [2]
         with pytest.raises(FileNotFoundError):
@@ -484,23 +485,15 @@ class TestVacuum:
         assert resolve(datastore, "whole") == newest
 
     @pytest.mark.parametrize(("hours", "force"), [(167.9, False), (0, False), (-1, True)])
-    def test_short_retention_has_to_be_forced(
-        self, datastore: Datastore, hours: float, force: bool
-    ) -> None:
-        put(datastore, WHOLE, numbers(1))
-        retention = dt.timedelta(hours=hours)
+    def test_short_retention_has_to_be_forced(self, hours: float, force: bool) -> None:
         with pytest.raises(ConfigurationError, match=r"too short.*Keep 168 hours"):
-            vacuum(datastore, "whole", retention=retention, dry_run=True, force=force)
-        with pytest.raises(ConfigurationError, match=r"too short.*Keep 168 hours"):
-            vacuum_attempts(datastore, retention=retention, dry_run=True, force=force)
+            Retention(dt.timedelta(hours=hours), force)
 
     def test_forced_it_may_leave_nothing_but_the_newest_version(self, datastore: Datastore) -> None:
         put(datastore, WHOLE, numbers(1))
         put(datastore, WHOLE, numbers(2))
-        now = later(seconds=2)
-        report = vacuum(
-            datastore, "whole", retention=dt.timedelta(), dry_run=False, now=now, force=True
-        )
+        nothing = Retention(dt.timedelta(), force=True, now=later(seconds=2))
+        report = vacuum(datastore, "whole", retention=nothing, dry_run=False)
         assert report.removed["superseded"].files == 1
 
     def test_longer_retention_after_a_shorter_one(self, datastore: Datastore) -> None:
@@ -508,7 +501,7 @@ class TestVacuum:
         put_files(datastore, FILES, {"f": b"2"})
         clean(datastore, "files")
         put_files(datastore, FILES, {"f": b"3"})
-        vacuum(datastore, "files", retention=dt.timedelta(days=365), dry_run=False)
+        vacuum(datastore, "files", retention=Retention(dt.timedelta(days=365)), dry_run=False)
         assert contents_of(datastore, resolve(datastore, "files", version=1)) == {"f": b"2"}
 
 
@@ -518,10 +511,12 @@ class TestAttempts:
             datastore.storage().write_atomically(datastore.uri("_attempts", "old", name), b"{}")
         attempts, bundles = vacuum_attempts(datastore, dry_run=False)
         assert (attempts.removed["abandoned"], attempts.kept) == (Amount(), Amount(3, 6))
-        attempts, _ = vacuum_attempts(datastore, dry_run=True, now=later(days=30))
+        attempts, _ = vacuum_attempts(
+            datastore, retention=Retention(now=later(days=30)), dry_run=True
+        )
         assert attempts.removed["abandoned"] == Amount(3, 6)
         assert len(datastore.storage().list_files(datastore.uri("_attempts"))) == 3
-        vacuum_attempts(datastore, dry_run=False, now=later(days=30))
+        vacuum_attempts(datastore, retention=Retention(now=later(days=30)), dry_run=False)
         assert datastore.storage().list_files(datastore.uri("_attempts")) == []
         assert bundles.kept == Amount()
 

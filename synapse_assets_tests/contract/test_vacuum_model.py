@@ -24,7 +24,7 @@ from synapse_assets.datasets.attempt import StagedDataset
 from synapse_assets.datasets.maintenance import list_versions, restore
 from synapse_assets.datasets.slot import Slot
 from synapse_assets.datasets.table import commit, resolve
-from synapse_assets.datasets.vacuum import vacuum
+from synapse_assets.datasets.vacuum import Retention, vacuum
 from synapse_assets.errors import DatasetNotFoundError, StagedFilesError
 from synapse_assets_tests.contract.stores import Store
 from synapse_assets_tests.datasets.staging import contents_of, rows_of, stage_files, stage_table
@@ -127,7 +127,7 @@ class Vacuums(RuleBasedStateMachine):
         # Not more than the log's own milliseconds tell.
         cutoff = (now - kept).timestamp() + 0.002
         self.vacuumed[name] = max(self.vacuumed[name], cutoff)
-        vacuum(self.datastore, name, retention=kept, dry_run=False, now=now, force=True)
+        vacuum(self.datastore, name, retention=Retention(kept, True, now), dry_run=False)
         made = self.versions[name]
         if resolve(self.datastore, name).version == len(made):
             self._add(name, made[-1].content)

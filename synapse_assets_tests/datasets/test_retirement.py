@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from synapse_assets.datasets.retirement import retire
 from synapse_assets.datasets.slot import Slot
 from synapse_assets.datasets.table import column_bounds, resolve
-from synapse_assets.datasets.vacuum import vacuum
+from synapse_assets.datasets.vacuum import Retention, vacuum
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import DatasetError
@@ -66,7 +66,7 @@ def test_files_stay_where_they_are_with_their_statistics(datastore: Datastore) -
     assert resolve(datastore, "t").version == after.version
     # A checkpoint keeps the later entry of each path, and vacuum the files.
     DeltaTable(before.uri).create_checkpoint()
-    vacuum(datastore, "t", retention=dt.timedelta(0), dry_run=False, force=True)
+    vacuum(datastore, "t", retention=Retention(dt.timedelta(0), force=True), dry_run=False)
     again = resolve(datastore, "t", partitions=[INTO])
     assert (paths(again), len(rows_of(datastore, again))) == (paths(folded), 4)
 
