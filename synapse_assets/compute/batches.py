@@ -76,7 +76,6 @@ class RemoteBatches(BatchService):
         self._beat: tuple[str, float] | None = None
 
     def message_reader(self, submission: Submission) -> dg.PipesMessageReader:
-        """Return what follows the chunks of the submission's batch."""
         self._reader = ChunkReader(self._storage, submission.output, said_last=self._said_last)
         return self._reader
 

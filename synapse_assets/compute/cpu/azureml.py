@@ -96,11 +96,9 @@ class AzureMLCpu(RemoteTarget):
 
     @property
     def place(self) -> str:
-        """What messages call the cluster."""
         return f"The cluster {self.cluster} of the Azure ML workspace {self.workspace}"
 
     def client(self) -> MLWorkspace:
-        """Return the client of the workspace."""
         cloud = get_cloud(self.cloud)
         login = login_to(self.place, credential=self.credential, cloud=cloud)
         return _workspace(
@@ -117,15 +115,9 @@ class AzureMLCpu(RemoteTarget):
         }
 
     def asked(self, options: dg.Config | None = None) -> CpuOptions:
-        """Return what a job asks of the cluster in all.
-
-        Raises:
-            ConfigurationError: The options are not those of a job.
-        """
         return asked(options, self.options, of="AzureMLCpu")
 
     def check(self, options: CpuOptions) -> None:
-        """Raise a ConfigurationError if the cluster cannot run a job of these options."""
         options.check()
         store = self.datastore.storage_spec()["store"]
         if store != "blob" and not (store == "local" and self.cloud == "emulator"):
@@ -208,7 +200,6 @@ class AzureMLCpu(RemoteTarget):
         }
 
     def describe(self, batch: RemoteBatch, options: CpuOptions) -> Mapping[str, Any]:
-        """Return metadata about a job: links, what it used and what it cost."""
         return describe_batch(batch, {"nodes": 1}, price=self.price_per_node_hour)
 
 

@@ -16,11 +16,6 @@ class LocalCpu(ComputeTarget):
     engine: ClassVar[Literal["spark", "python"]] = "python"
 
     def batch_service(self, options: dg.Config | None) -> BatchService:
-        """Return the subprocesses of this machine.
-
-        Raises:
-            ConfigurationError: Options were given, and there are none here.
-        """
         if options is not None:
             raise ConfigurationError(
                 f"LocalCpu takes no options, and a step gives it {type(options).__name__}."

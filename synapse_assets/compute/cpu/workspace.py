@@ -145,7 +145,6 @@ class MLWorkspace(BatchClient):
             return _batch(client.jobs.create_or_update(command(**arguments)))
 
     def get_batch(self, batch_id: str) -> RemoteBatch:
-        """Return a job."""
         with self._calling() as client:
             return _batch(client.jobs.get(batch_id))
 

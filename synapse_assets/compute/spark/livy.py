@@ -46,12 +46,10 @@ class HttpLivyClient(BatchClient):
             return _batch(answer.json())
 
     def get_batch(self, batch_id: str) -> RemoteBatch:
-        """Return a batch."""
         with self._calling("GET", f"/{batch_id}") as answer:
             return _batch(answer.json())
 
     def list_batches(self, start: int) -> tuple[list[RemoteBatch], int]:
-        """Return up to `page_size` batches from number `start` on, and how many there are."""
         with self._calling("GET", "", params={"from": start, "size": self.page_size}) as answer:
             page = answer.json()
             return [_batch(batch) for batch in page["sessions"]], int(page["total"])

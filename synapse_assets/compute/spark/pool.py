@@ -62,20 +62,13 @@ class SparkPool(RemoteTarget):
         """Name of the Dagster pool that counts the pool's vCores."""
 
     def asked(self, options: dg.Config | None = None) -> SparkOptions:
-        """Return what a batch asks of the pool in all.
-
-        Raises:
-            ConfigurationError: The options are not those of Spark.
-        """
         own = self.options.over(self.default_options)
         return asked(options, own, of="A Spark pool")
 
     def check(self, options: SparkOptions) -> None:
-        """Raise a ConfigurationError if the pool cannot run a batch of these options."""
         options.check()
 
     def explain(self, text: str, *, source: str | None = None) -> Explanation | None:
-        """Return the cause that messages and a log's tail speak of, None if it is not known."""
         return explain(text, source=source)
 
     def capacity(
@@ -193,22 +186,18 @@ class SynapseSparkPool(SparkPool):
 
     @property
     def place(self) -> str:
-        """What messages call the pool."""
         return f"The Spark pool {self.pool} of {self.endpoint}"
 
     @property
     def vcore_pool(self) -> str:
-        """Name of the Dagster pool that counts the pool's vCores."""
         return f"{self.pool}_vcores"
 
     def client(self) -> BatchClient:
-        """Return the client of the pool."""
         cloud = get_cloud(self.cloud)
         login = login_to(self.place, credential=self.credential, cloud=cloud)
         return _synapse_client(self.endpoint, self.pool, login, cloud.synapse_scope)
 
     def check(self, options: SparkOptions) -> None:
-        """Raise a ConfigurationError if the pool cannot run a batch of these options."""
         options.check()
         if self.node_size is not None:
             check_size(options, self.node_size, self.max_nodes)
@@ -243,16 +232,13 @@ class LivySparkPool(SparkPool):
 
     @property
     def place(self) -> str:
-        """What messages call the pool."""
         return f"Livy at {self.url}"
 
     @property
     def vcore_pool(self) -> str:
-        """Name of the Dagster pool that counts the cluster's vCores."""
         return "livy_vcores"
 
     def client(self) -> BatchClient:
-        """Return the client of the server."""
         return _livy_client(self.url, self.user, self.password)
 
 

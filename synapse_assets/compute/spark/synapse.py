@@ -49,7 +49,6 @@ class SynapseClient(BatchClient):
         self._arguments = {**_ARGUMENTS, **({"enforce_https": False} if is_local else {})}
 
     def post_batch(self, request: Mapping[str, Any]) -> RemoteBatch:
-        """Ask for a batch."""
         from azure.synapse.spark.models import SparkBatchJobOptions
 
         options: Any = SparkBatchJobOptions.from_dict(dict(request))  # type: ignore[no-untyped-call]
@@ -57,12 +56,10 @@ class SynapseClient(BatchClient):
             return _batch(batches.create_spark_batch_job(options, detailed=True, **arguments))
 
     def get_batch(self, batch_id: str) -> RemoteBatch:
-        """Return a batch."""
         with self._calling() as (batches, arguments):
             return _batch(batches.get_spark_batch_job(int(batch_id), detailed=True, **arguments))
 
     def list_batches(self, start: int) -> tuple[list[RemoteBatch], int]:
-        """Return up to `page_size` batches from number `start` on, and how many there are."""
         with self._calling() as (batches, arguments):
             page = batches.get_spark_batch_jobs(
                 from_parameter=start, size=self.page_size, detailed=True, **arguments
