@@ -398,14 +398,20 @@ class TestSensor:
     """The sensor itself, with a Dagster instance beside Azurite."""
 
     def tick(
-        self, bench: Bench, instance: dg.DagsterInstance, cursor: str | None, **events: Any
+        self,
+        bench: Bench,
+        instance: dg.DagsterInstance,
+        cursor: str | None,
+        *,
+        max_blobs: int = 200_000,
+        **events: Any,
     ) -> dg.SensorResult:
         return evaluate(
             dg.build_sensor_context(instance=instance, cursor=cursor),
             bench.datastore,
             _ARRIVALS,
             events=QueueEvents(queue=bench.queue.name, **events),
-            limits=Limits(settle_seconds=0.0),
+            limits=Limits(settle_seconds=0.0, max_blobs_per_tick=max_blobs),
         )
 
     def test_what_a_message_and_the_full_pass_find_is_asked_for_once(self, bench: Bench) -> None:
@@ -427,6 +433,22 @@ class TestSensor:
             assert "'0 messages, 0 arrivals looked at.'" in str(between.skip_reason)
             later = self.tick(bench, instance, between.cursor, full_pass_seconds=0.0)
         assert [r.partition_key for r in later.run_requests or []] == ["1"]
+
+    def test_an_arrival_that_no_tick_can_list_is_left_to_the_pass(self, bench: Bench) -> None:
+        with dg.DagsterInstance.ephemeral() as instance:
+            cursor = self.tick(bench, instance, None).cursor
+            for number in range(5):
+                bench.arrive(f"in/1/{number}.csv")
+            bench.arrive("in/2/a.csv")
+            asked: list[str | None] = []
+            for _ in range(3):
+                result = self.tick(bench, instance, cursor, max_blobs=3)
+                asked += [request.partition_key for request in result.run_requests or []]
+                cursor = result.cursor
+        assert sorted(map(str, asked)) == ["1", "2"]
+        # Nothing of it is left, neither in the cursor nor in the queue.
+        after = Cursor.from_json(cursor)
+        assert (after.position, after.events, bench.count()) == (None, {}, 0)
 
     def test_the_reason_to_skip_tells_what_was_parked(self, bench: Bench) -> None:
         bench.send("good morning")
