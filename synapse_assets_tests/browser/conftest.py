@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 T = TypeVar("T")
 
+_IMAGES = Path(__file__).parents[2] / "docs" / "images"
 _START_SECONDS = 150
 _STOP_SECONDS = 30
 _PAGE_MILLISECONDS = 60_000
@@ -37,17 +39,25 @@ _CHROMIUM_ARGUMENTS = [
 
 @dataclass(frozen=True)
 class Ui:
-    """A running `synapse-assets ui`.
+    """A running `dagster dev`.
 
     Attributes:
         url: Where it listens.
-        home: Its DAGSTER_HOME, by which its processes are known.
-        datastore: The datastore's root.
+        folder: Keeps all that it writes.
     """
 
     url: str
-    home: Path
-    datastore: Path
+    folder: Path
+
+    @property
+    def home(self) -> Path:
+        """Its DAGSTER_HOME, by which its processes are known."""
+        return self.folder / "dagster_home"
+
+    @property
+    def datastore(self) -> Path:
+        """The root of the datastore, where that is a folder."""
+        return self.folder / "datastore"
 
     def query(self, query: str) -> dict[str, Any]:
         """Return the answer to a GraphQL query."""
@@ -117,22 +127,33 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def ui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    """A UI that nobody has used yet; it is stopped at the end, and nothing of it is left."""
+    """A UI that nobody has used yet."""
     folder = tmp_path_factory.mktemp("ui")
+    main = "from synapse_assets.cli import main; main()"
+    variables = {"SYNAPSE_ASSETS_DATASTORE": str(folder / "datastore")}
+    with open_ui([sys.executable, "-c", main, "ui"], folder=folder, variables=variables) as running:
+        yield running
+
+
+@contextmanager
+def open_ui(command: list[str], *, folder: Path, variables: Mapping[str, str]) -> Iterator[Ui]:
+    """Run a command that is a UI, on a free port; nothing of it is left in the end.
+
+    Args:
+        command: The command, which takes `--port`.
+        folder: Keeps all that it writes.
+        variables: Environment variables, beside DAGSTER_HOME.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    running = Ui(f"http://127.0.0.1:{port}", folder / "dagster_home", folder / "datastore")
-    environment = {
-        **os.environ,
-        "DAGSTER_HOME": str(running.home),
-        "SYNAPSE_ASSETS_DATASTORE": str(running.datastore),
-    }
-    main = "from synapse_assets.cli import main; main()"
-    command = [sys.executable, "-c", main, "ui", "--port", str(port)]
+    running = Ui(f"http://127.0.0.1:{port}", folder)
+    environment = {**os.environ, **variables, "DAGSTER_HOME": str(running.home)}
     log = folder / "ui.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    with log.open("ab") as output:
+        server = subprocess.Popen(
+            [*command, "--port", str(port)], env=environment, stdout=output, stderr=output
+        )
     try:
         poll(lambda: _answers(running, server, log), seconds=_START_SECONDS)
         yield running
@@ -180,3 +201,11 @@ def page(browser: Browser) -> Iterator[Page]:
     context.add_init_script("localStorage.setItem('communityNux', '\"1\"')")
     yield context.new_page()
     context.close()
+
+
+def image(name: str, folder: Path) -> Path:
+    """Return where a screenshot goes: into the documentation only when that is asked for."""
+    if os.environ.get("SYNAPSE_ASSETS_WRITE_SCREENSHOTS") != "1":
+        return folder / name
+    _IMAGES.mkdir(parents=True, exist_ok=True)
+    return _IMAGES / name

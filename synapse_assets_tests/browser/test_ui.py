@@ -1,6 +1,5 @@
 """What a newcomer does in the browser: start the pipeline, look at it, cancel a run."""
 
-import os
 import re
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import pytest
 from playwright.sync_api import Browser, FloatRect, Locator, Page, expect
 
 from synapse_assets.sample import write_sample
-from synapse_assets_tests.browser.conftest import Ui, poll
+from synapse_assets_tests.browser.conftest import Ui, image, poll
 
 pytestmark = [pytest.mark.browser, pytest.mark.spark, pytest.mark.timeout(600)]
 
-_IMAGES = Path(__file__).parents[2] / "docs" / "images"
 _LINEAGE = "/locations/synapse_assets/asset-groups/titanic/lineage"
 _MADE = (
     "titanic_input",
@@ -100,7 +98,7 @@ def test_lineage_shows_the_assets_and_what_they_depend_on(
     expect(page.locator("path[marker-end]")).to_have_count(5)
     for name in _MADE:
         expect(_green(_node(page, name))).to_be_visible()
-    page.screenshot(path=_image("lineage.png", tmp_path), clip=_around(nodes))
+    page.screenshot(path=image("lineage.png", tmp_path), clip=_around(nodes))
 
 
 def test_model_page_shows_its_accuracy_and_its_plots(
@@ -126,7 +124,7 @@ def test_model_page_shows_its_accuracy_and_its_plots(
         content=".bp5-dialog { position: relative; left: 420px; }"
         ".bp5-overlay-backdrop { opacity: 0.15 !important; }"
     )
-    page.screenshot(path=_image("model.png", tmp_path), animations="disabled")
+    page.screenshot(path=image("model.png", tmp_path), animations="disabled")
 
 
 def test_columns_are_described_and_know_where_they_come_from(
@@ -233,14 +231,6 @@ def _spark_step(ui: Ui) -> list[psutil.Process] | None:
         except psutil.Error:  # it just ended
             continue
     return None
-
-
-def _image(name: str, folder: Path) -> Path:
-    """Return where a screenshot goes: into the documentation only when that is asked for."""
-    if os.environ.get("SYNAPSE_ASSETS_WRITE_SCREENSHOTS") != "1":
-        return folder / name
-    _IMAGES.mkdir(parents=True, exist_ok=True)
-    return _IMAGES / name
 
 
 def _around(elements: Locator) -> FloatRect:

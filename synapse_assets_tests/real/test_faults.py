@@ -351,12 +351,14 @@ def test_retry_after_is_waited_for(setup: Setup, kind: FaultKind, tmp_path: Path
         lambda: storage.list_files(setup.broken.uri()),
         lambda: storage.remove(uri),
     ]
-    for operation in operations:
-        setup.proxy.break_next(Rule(kind, retry_after=2))
-        operation()
-        first, second = setup.proxy.seen[:2]
-        assert (first.fault, second.fault) == (kind, None)
-        assert 2.0 <= second.at - first.at < 3.5
+    # Shorter than what is asked for, so that it is told apart.
+    with mock.patch("synapse_assets.datastore.blob._MAX_BACKOFF_SECONDS", 0.1):
+        for operation in operations:
+            setup.proxy.break_next(Rule(kind, retry_after=1))
+            operation()
+            first, second = setup.proxy.seen[:2]
+            assert (first.fault, second.fault) == (kind, None)
+            assert 1.0 <= second.at - first.at < 2.5
 
 
 @pytest.mark.services
@@ -391,23 +393,18 @@ def test_staged_files_that_cannot_be_reached_are_not_called_damaged(setup: Setup
 
 
 @pytest.mark.services
-def test_a_service_that_stays_overloaded_is_given_up_within_the_bounds(setup: Setup) -> None:
-    setup.proxy.break_next(Rule("503 before", times=1_000, retry_after=3_600))
+@pytest.mark.parametrize("kind", ["503 before", "429 before"])
+def test_a_service_that_stays_overloaded_is_given_up_within_the_bounds(
+    setup: Setup, kind: FaultKind
+) -> None:
+    setup.proxy.break_next(Rule(kind, times=1_000, retry_after=3_600))
     with (
-        mock.patch("synapse_assets.datastore.blob._MAX_RETRY_AFTER_SECONDS", 1),
-        mock.patch("synapse_assets.datastore.blob._MAX_BACKOFF_SECONDS", 1),
+        mock.patch("synapse_assets.datastore.blob._MAX_RETRY_AFTER_SECONDS", 0.1),
+        mock.patch("synapse_assets.datastore.blob._MAX_BACKOFF_SECONDS", 0.1),
         pytest.raises(StorageError, match="overloaded or down: run it again later") as raised,
     ):
         setup.broken.storage().list_files(setup.broken.uri())
     assert_explains(raised.value, location=setup.broken.uri())
-    assert len(setup.proxy.seen) == 6
-    setup.proxy.break_next(Rule("429 before", times=1_000, retry_after=3_600))
-    with (
-        mock.patch("synapse_assets.datastore.blob._MAX_RETRY_AFTER_SECONDS", 1),
-        mock.patch("synapse_assets.datastore.blob._MAX_BACKOFF_SECONDS", 1),
-        pytest.raises(StorageError, match="overloaded or down: run it again later"),
-    ):
-        setup.broken.storage().read_bytes(setup.broken.uri("x"))
     assert len(setup.proxy.seen) == 6
 
 
