@@ -17,8 +17,10 @@ LOCKS := requirements-build.lock requirements.lock requirements-dev.lock
 # --no-deps: the locks are complete. --no-build-isolation: what pip builds with is locked too.
 PIP_INSTALL := $(BIN)/python -m pip install --no-deps --no-build-isolation --disable-pip-version-check --no-input
 
-# Where there is no Java, `make run` says so.
-ARCHIVE_CLASSES := $(BIN)/python -c 'from synapse_assets.compute.spark.class_archive import make; make()' 2>/dev/null || true
+# It saves time, and nothing needs it. Where there is no Java, `make run` says what to do.
+ARCHIVE_CLASSES := echo "Archiving Spark's classes (once; half a minute) ..."; \
+	$(BIN)/python -c 'from synapse_assets.compute.spark.class_archive import make; make()' 2>/dev/null \
+	|| echo "That failed: Spark starts without them, a little slower."
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

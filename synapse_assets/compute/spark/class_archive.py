@@ -1,4 +1,4 @@
-"""Spark's classes, read and checked once: a JVM that maps their archive takes a third less work.
+"""Spark's classes, read and checked once: a JVM that maps their archive takes a quarter less work.
 
 Java calls it a dynamic class data archive. It lies in the virtual environment that has pyspark,
 and is of use to the very Spark and Java that it was made by: to others the JVM starts as ever.
