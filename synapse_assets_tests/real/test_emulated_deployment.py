@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from synapse_assets.sample import write_sample
 from synapse_assets.services import (
     CONTAINER,
     ML_RESOURCE_GROUP,
@@ -78,7 +79,7 @@ def test_pipeline_runs_on_the_service_and_is_kept_there(
     environment: Mapping[str, str], tmp_path: Path
 ) -> None:
     source = tmp_path / "arrival one.csv"
-    call("sample", "--rows", "600", "--out", str(source), environment=environment)
+    write_sample(source, rows=600, seed=1)
     first = call("run", "--input", str(source), environment=environment)
     assert "check rows_are_conserved passed: 600 rows in = " in first
     scheme = "hdfs" if "hdfs:" in environment.get("SYNAPSE_ASSETS_DATASTORE", "") else "abfs"
