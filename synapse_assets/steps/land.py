@@ -226,8 +226,10 @@ def _count_rows_by_lines(path: Path) -> tuple[int, list[list[str]]] | None:
                 lines = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
             if (
                 b"\0" in text
-                or (max(map(len, lines)) > _MAX_FIELDS_IN_LINE
-                and max(line.count(b",") for line in lines) >= _MAX_FIELDS_IN_LINE)
+                or (
+                    max(map(len, lines)) > _MAX_FIELDS_IN_LINE
+                    and max(line.count(b",") for line in lines) >= _MAX_FIELDS_IN_LINE
+                )
                 or any(map((1).__and__, map(bytes.count, lines, itertools.repeat(b'"'))))
             ):
                 return None
