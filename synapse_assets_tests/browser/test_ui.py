@@ -210,11 +210,10 @@ def _metadata(page: Page, key: str) -> Locator:
 
 def _step_processes(ui: Ui) -> list[psutil.Process]:
     """Return the processes that run a step: their command line names the bundle."""
-    bundles = str(ui.datastore / "_bundles")
     found = []
     for process in ui.processes():
         try:
-            if bundles in " ".join(process.cmdline()):
+            if any(Path(part).name == "bundle.zip" for part in process.cmdline()):
                 found.append(process)
         except psutil.Error:  # it just ended
             continue
