@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from synapse_assets import cli_datasets, settings
+from synapse_assets import settings
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -138,5 +138,8 @@ def _assets() -> "list[dg.AssetKey]":
 def _opened() -> Iterator[tuple["Datastore", "dg.DagsterInstance"]]:
     from synapse_assets import pipeline
 
-    with pipeline.open_instance(settings.dagster_home()) as instance:
-        yield cli_datasets.open_datastore(), instance
+    with (
+        pipeline.open_instance(settings.dagster_home()) as instance,
+        pipeline.open_datastore(instance, settings.deployment()) as datastore,
+    ):
+        yield datastore, instance
