@@ -1,7 +1,7 @@
-"""MLflow is told of a training: the real one where it is installed, else one that keeps books."""
+"""MLflow is told of a training: the real one, and one that keeps books."""
 
-import importlib
 import contextlib
+import importlib
 import logging
 import sys
 from collections.abc import Iterator
