@@ -23,7 +23,7 @@ from synapse_assets.arrivals import ledger as ledger_module
 from synapse_assets.arrivals import sensor as sensor_module
 from synapse_assets.arrivals.cursor import MAX_CURSOR_BYTES, Cursor
 from synapse_assets.arrivals.ledger import Entry, Ledger
-from synapse_assets.arrivals.listing import Arrival, Walk
+from synapse_assets.arrivals.listing import Arrival, Walk, look_at
 from synapse_assets.arrivals.orders import Orders
 from synapse_assets.arrivals.scan import Ask, ScanSettings, scan
 from synapse_assets.arrivals.sensor import Arrivals, Limits
@@ -337,6 +337,9 @@ class Arriving(RuleBasedStateMachine):
                 sensor_module,
                 "Walk",
                 functools.partial(Walk, page_size=_PAGE_FILES, clock=lambda: self.now),
+            ),
+            mock.patch.object(
+                sensor_module, "look_at", functools.partial(look_at, clock=lambda: self.now)
             ),
             mock.patch.object(
                 sensor_module,
