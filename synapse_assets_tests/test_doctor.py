@@ -596,9 +596,9 @@ class TestAzureML:
         found = look_at("doctors")
         assert found.status == "ok"
         assert found.found.endswith("is 'Succeeded', and as it is configured")
-        other = cpu.model_copy(update={"cluster": "of-another", "max_nodes": 9})
+        other = cpu.model_copy(update={"cluster": "doctors-other", "max_nodes": 9})
         other.ensure_cluster(say=print, warn=print)
-        found = look_at("of-another")
+        found = look_at("doctors-other")
         assert found.status == "warning"
         assert "its greatest number of nodes is 9 and not 4" in found.found
         assert found.remedy.startswith("Change the cluster in Studio, or the resource")
