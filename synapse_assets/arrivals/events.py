@@ -128,8 +128,7 @@ def scan_events(
     queue = datastore.storage_queue(events.queue, account=events.account)
     state = EventState.read(cursor.events)
     queue.delete(state.receipts)
-    told = (name for name in orders.replay if orders.is_open(name, ledger.get(name)))
-    kept = dict.fromkeys((*state.names, *told))
+    kept = dict.fromkeys((*state.names, *orders.open_replays(ledger.get)))
     inbox = Inbox(queue, Place(datastore.location, patterns), kept=kept)
     too_large: set[str] = set()
 

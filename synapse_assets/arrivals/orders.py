@@ -4,7 +4,7 @@ Only the command line writes it, so no tick can overwrite what was told while it
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from synapse_assets.arrivals.ledger import Entry
@@ -46,6 +46,10 @@ class Orders:
         """Tell whether an arrival is still to be asked for once more."""
         told = self.replay.get(arrival)
         return told is not None and (handed_over is None or handed_over.change <= told)
+
+    def open_replays(self, handed_over: Callable[[str], Entry | None]) -> dict[str, int]:
+        """Return what is left of `replay`, if that was handed over last of each arrival."""
+        return {n: told for n, told in self.replay.items() if self.is_open(n, handed_over(n))}
 
     def is_done(self, arrival: Arrival, handed_over: Entry | None) -> bool:
         """Tell whether nothing is to be asked for an arrival: it was, or is to be left alone."""

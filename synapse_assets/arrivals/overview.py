@@ -126,7 +126,5 @@ def _look(arrivals: Arrivals, datastore: Datastore, name: str) -> Arrival:
 def _open_orders(arrivals: Arrivals, datastore: Datastore, instance: dg.DagsterInstance) -> Orders:
     """Return the orders without those that are done."""
     orders = arrivals.read_orders(datastore)
-    ledger = arrivals.open_ledger(datastore, instance)
-    last = ledger.confirm(orders.replay)
-    open_ = {n: change for n, change in orders.replay.items() if orders.is_open(n, last[n])}
-    return replace(orders, replay=open_)
+    last = arrivals.open_ledger(datastore, instance).confirm(orders.replay)
+    return replace(orders, replay=orders.open_replays(last.get))

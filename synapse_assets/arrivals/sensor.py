@@ -328,8 +328,8 @@ class _Tick:
     ) -> Iterator[Arrival]:
         """Yield what is to be asked for once more, then what a walk finds, each once."""
         seen = set(asked)
-        for name in self._orders.replay:
-            if name in seen or not self._orders.is_open(name, self._ledger.get(name)):
+        for name in self._orders.open_replays(self._ledger.get):
+            if name in seen:
                 continue
             try:
                 arrival = look_at(
