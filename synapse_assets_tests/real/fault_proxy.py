@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from http import HTTPStatus
-from types import TracebackType
 from typing import BinaryIO, Literal, get_args
 
 from synapse_assets.services.process import HOST, choose_ports
@@ -178,12 +177,7 @@ class FaultProxy:
         self._listen()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._closed = True
             self._stop_listening()
