@@ -54,7 +54,7 @@ def _imported(source: bytes) -> Iterator[str]:
 
 def _distributions_of(module: str) -> dict[str, str]:
     """Return the pinned distribution of a module; none for a namespace that several share."""
-    names = {_normal(name) for name in _distributions().get(module, [])}
+    names = {_normal(name) for name in _distributions().get(module, ())}
     if len(names) != 1:
         return {}
     (name,) = names
@@ -63,8 +63,19 @@ def _distributions_of(module: str) -> dict[str, str]:
 
 
 @functools.lru_cache(maxsize=1)
-def _distributions() -> Mapping[str, list[str]]:
-    return metadata.packages_distributions()
+def _distributions() -> Mapping[str, set[str]]:
+    """Return the distributions that bring each top-level name.
+
+    `metadata.packages_distributions` of Python 3.10 knows those alone that list their names.
+    """
+    found: dict[str, set[str]] = {}
+    for distribution in metadata.distributions():
+        listed = distribution.read_text("top_level.txt")
+        files = distribution.files or ()
+        names = listed.split() if listed else {file.parts[0].partition(".")[0] for file in files}
+        for name in names:
+            found.setdefault(name, set()).add(distribution.name)
+    return found
 
 
 def _normal(name: str) -> str:
