@@ -18,7 +18,7 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from synapse_assets.arrivals.overview import look_over
 from synapse_assets.arrivals.runs import find_latest
 from synapse_assets.arrivals.sensor import DATA_VERSION_TAG, Arrivals, Limits
-from synapse_assets.datasets import retirement, table
+from synapse_assets.datasets import delta, retirement, table
 from synapse_assets.datasets.description import describe
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import PartitionNotFoundError
@@ -82,7 +82,7 @@ def retire(
     if not old:
         return Retired(into, ())
     for name in names:
-        table.open_existing(datastore, name)
+        delta.open_existing(datastore, name)
     instance.add_dynamic_partitions(arrivals.partitions_name, [into])
     files = {n: retirement.retire(datastore, n, set(old), into=into) for n in names}
     _report(instance, _materializations(datastore, assets, into), tags=tags)

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from synapse_assets.datasets import file_entries
-from synapse_assets.datasets.handlers import is_inside
-from synapse_assets.datasets.schema import check_protocol, kind_of
-from synapse_assets.datasets.slot import dataset_uri
-from synapse_assets.datasets.table import (
-    SIZE,
+from synapse_assets.datasets.delta import (
     Properties,
     open_existing,
     open_table,
     parquet_files,
-    resolve,
     transact,
 )
+from synapse_assets.datasets.handlers import is_inside
+from synapse_assets.datasets.schema import check_protocol, kind_of
+from synapse_assets.datasets.slot import dataset_uri
+from synapse_assets.datasets.table import SIZE, resolve
 from synapse_assets.datasets.transaction_log import (
     LOG_FOLDER,
     LogEntry,

@@ -12,15 +12,15 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from synapse_assets.datasets.parquet import bound
-from synapse_assets.datasets.slot import Slot
-from synapse_assets.datasets.table import (
+from synapse_assets.datasets.delta import (
     Properties,
     explained,
     open_existing,
     parquet_files,
     transact,
 )
+from synapse_assets.datasets.parquet import bound
+from synapse_assets.datasets.slot import Slot
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import DatasetError
 

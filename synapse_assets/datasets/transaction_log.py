@@ -17,7 +17,8 @@ from synapse_assets.errors import DatasetError
 
 LOG_FOLDER = "_delta_log"
 
-_ENTRY = re.compile(rf"{LOG_FOLDER}/(\d{{20}})\.json")
+# The name of an entry, which is its version.
+ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(rf"{LOG_FOLDER}/(\d{{20}})\.checkpoint\..*parquet")
 
 
@@ -67,7 +68,11 @@ def read_entries(storage: Storage, uri: str, listed: Sequence[StoredFile]) -> li
     Raises:
         DatasetError: An entry is not JSON.
     """
-    found = [(int(match[1]), file) for file in listed if (match := _ENTRY.fullmatch(file.path))]
+    found = [
+        (int(match[1]), file)
+        for file in listed
+        if (match := ENTRY.fullmatch(file.path.removeprefix(f"{LOG_FOLDER}/")))
+    ]
     contents = for_each_file(lambda item: storage.read_bytes(f"{uri}/{item[1].path}"), found)
     entries = []
     latest = 0.0

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from synapse_assets.datasets import file_entries
+from synapse_assets.datasets.delta import Properties, open_existing, parquet_files, transact
 from synapse_assets.datasets.file_entries import FILES_FOLDER
 from synapse_assets.datasets.handlers import is_inside
 from synapse_assets.datasets.maintenance import VACUUMED
 from synapse_assets.datasets.schema import check_protocol, kind_of
 from synapse_assets.datasets.slot import dataset_uri
-from synapse_assets.datasets.table import Properties, open_existing, parquet_files, transact
 from synapse_assets.datasets.transaction_log import LOG_FOLDER, read_entries
 from synapse_assets.datasets.version import DataFile
 from synapse_assets.datastore import Datastore

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from synapse_assets.datasets.table import open_table
+from synapse_assets.datasets.delta import open_table
 from synapse_assets.datastore import Datastore
 from synapse_assets.doctor.check import Finding, Subject, explain, failed, first_line, ok, skipped
 from synapse_assets.doctor.clock import compare_clocks

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from synapse_assets.datasets import maintenance, table
+from synapse_assets.datasets import delta, maintenance
 from synapse_assets.datasets import vacuum as vacuum_module
 from synapse_assets.datasets.maintenance import list_datasets, list_versions, restore
 from synapse_assets.datasets.slot import Slot
@@ -138,7 +138,7 @@ class TestVersions:
     def test_cost_is_one_listing_and_no_version_is_opened(self, datastore: Datastore) -> None:
         for number in range(4):
             put(datastore, WHOLE, numbers(number))
-        with mock.patch.object(table, "open_table", wraps=table.open_table) as opened:
+        with mock.patch.object(delta, "open_table", wraps=delta.open_table) as opened:
             list_versions(datastore, "whole")
         assert opened.call_count == 1
 
