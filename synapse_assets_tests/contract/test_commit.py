@@ -1,6 +1,8 @@
 """What a commit makes, and what a reference to a version goes on to mean."""
 
+import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -124,9 +126,13 @@ def test_partitions_without_data_are_left_out_if_one_has_some(datastore: Datasto
 
 
 def test_no_partition_key_reaches_another_partition(datastore: Datastore) -> None:
-    for index, key in enumerate(HOSTILE_KEYS):
-        put(datastore, Slot("parts", "part", key), numbers(-1))
-        put(datastore, Slot("parts", "part", key), numbers(index))
+    slots = [Slot("parts", "part", key) for key in HOSTILE_KEYS]
+    for values in (itertools.repeat(-1), itertools.count()):
+        # A name node takes half a second for each file.
+        with ThreadPoolExecutor() as pool:
+            staged = pool.map(lambda s, v: stage_table(datastore, s, numbers(v)), slots, values)
+        for slot, files in zip(slots, staged, strict=True):
+            commit(datastore, files, slot=slot)
     whole = resolve(datastore, "parts")
     found = {row["part"]: row["x"] for row in rows_of(datastore, whole)}
     assert found == {key: index for index, key in enumerate(HOSTILE_KEYS)}
@@ -136,9 +142,12 @@ def test_no_partition_key_reaches_another_partition(datastore: Datastore) -> Non
 
 
 def test_no_name_reaches_another_dataset(datastore: Datastore) -> None:
-    for index, name in enumerate(HOSTILE_NAMES):
+    def make(index: int, name: str) -> None:
         put(datastore, Slot(name), numbers(index))
         put_files(datastore, Slot(f"files of/{name}"), {"f": b"%d" % index})
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, itertools.count(), HOSTILE_NAMES))
     for index, name in enumerate(HOSTILE_NAMES):
         version = resolve(datastore, name)
         assert (version.version, values_of(datastore, version)) == (0, [index])
