@@ -32,9 +32,9 @@ from azure.storage.blob import BlobProperties
 from benchmarks.sensor_report import VARIANTS, Case, Outcome, format_page
 from synapse_assets.arrivals import ArrivalPatterns, Arrivals, Limits, QueueEvents
 from synapse_assets.arrivals.cursor import Cursor
-from synapse_assets.arrivals.ledger import Entry
+from synapse_assets.arrivals.ledger import FOLDER, Entry
 from synapse_assets.arrivals.listing import Walk
-from synapse_assets.arrivals.sensor import FOLDER, evaluate
+from synapse_assets.arrivals.sensor import evaluate
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.blob import BlobStorage
 from synapse_assets.datastore.clouds import get_cloud
@@ -239,7 +239,7 @@ class Sensor:
     def is_done(self) -> bool:
         """Tell whether the pass is complete, or nothing is left of the messages."""
         cursor = Cursor.from_json(self.cursor)
-        return cursor.position is None and not cursor.events
+        return cursor.position is None and not (cursor.names or cursor.receipts)
 
     def close(self) -> None:
         """Close the instance."""

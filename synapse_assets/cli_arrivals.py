@@ -100,7 +100,7 @@ def _ignore(options: argparse.Namespace) -> int:
 def _retire(options: argparse.Namespace) -> int:
     from synapse_assets.arrivals.retire import retire
     from synapse_assets.defs.titanic.automation import WHOLE
-    from synapse_assets.defs.titanic.sensors import LIMITS, TITANIC_ARRIVALS
+    from synapse_assets.defs.titanic.sensors import TITANIC_ARRIVALS
 
     with _opened() as (datastore, instance):
         retired = retire(
@@ -109,7 +109,6 @@ def _retire(options: argparse.Namespace) -> int:
             instance,
             assets=_assets(),
             before=options.before,
-            limits=LIMITS,
             tags=WHOLE,
         )
     if not retired.partitions:

@@ -3,7 +3,8 @@
 from synapse_assets.arrivals.events import QueueEvents
 from synapse_assets.arrivals.pattern import ArrivalPatterns
 from synapse_assets.arrivals.runs import RetryPolicy, take_arrival
-from synapse_assets.arrivals.sensor import Arrivals, Limits, arrival_sensor
+from synapse_assets.arrivals.scan import Limits
+from synapse_assets.arrivals.sensor import Arrivals, arrival_sensor
 
 __all__ = [
     "ArrivalPatterns",

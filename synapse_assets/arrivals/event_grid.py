@@ -21,11 +21,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
 
-_BLOB_TYPES = frozenset(
-    f"Microsoft.Storage.Blob{what}" for what in ("Created", "Deleted", "Renamed")
-)
-# Each stands for any number of blobs, which get no events of their own. A new folder is empty.
-_FOLDER_TYPES = frozenset(f"Microsoft.Storage.Directory{what}" for what in ("Deleted", "Renamed"))
+# A folder stands for any number of blobs, which get no events of their own. A new one is empty.
+_KINDS: dict[str, Literal["blob", "folder"]] = {
+    "Microsoft.Storage.BlobCreated": "blob",
+    "Microsoft.Storage.BlobDeleted": "blob",
+    "Microsoft.Storage.BlobRenamed": "blob",
+    "Microsoft.Storage.DirectoryDeleted": "folder",
+    "Microsoft.Storage.DirectoryRenamed": "folder",
+}
 _SUBJECT = re.compile(
     r"/?blobServices/default/containers/(?P<container>[^/]+)/blobs/(?P<name>.+)", re.DOTALL
 )
@@ -41,14 +44,12 @@ class BlobEvent:
     Attributes:
         kind: Whether it is about a blob, about a folder with all that was in it, or about
             something that does not change what lies in a container.
-        type: The event's own type.
         account: The storage account, in lower case; empty if the event does not say.
         places: Container and name of each blob or folder that it names. Where it is not clear
             whether a name is percent-encoded, it is there in both spellings.
     """
 
     kind: Literal["blob", "folder", "other"]
-    type: str
     account: str = ""
     places: frozenset[tuple[str, str]] = frozenset()
 
@@ -59,14 +60,6 @@ def read_events(body: str) -> list[BlobEvent]:
     Raises:
         ValueError: It is no event; the text says why, in a few words.
     """
-    document = _load(body)
-    events = document if isinstance(document, list) else [document]
-    if not events:
-        raise ValueError("it is an empty list")
-    return [_read(event) for event in events]
-
-
-def _load(body: str) -> Any:
     text = body.strip().removeprefix("\ufeff")
     if not text.startswith(("{", "[")):
         try:
@@ -74,30 +67,33 @@ def _load(body: str) -> Any:
         except (binascii.Error, ValueError):
             raise ValueError("it is neither JSON nor JSON in base64") from None
     try:
-        return json.loads(text)
+        document = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("it is no valid JSON") from None
+    events = document if isinstance(document, list) else [document]
+    if not events:
+        raise ValueError("it is an empty list")
+    return [_read(event) for event in events]
 
 
 def _read(event: Any) -> BlobEvent:
     if not isinstance(event, dict):
         raise ValueError("it is JSON without an event in it")
     # CloudEvents says 'type', and always the version of its specification beside.
-    kind = event.get("eventType") or ("specversion" in event and event.get("type"))
-    if not isinstance(kind, str):
+    name = event.get("eventType") or ("specversion" in event and event.get("type"))
+    if not isinstance(name, str):
         raise ValueError("it has no type of the Event Grid schema or of CloudEvents")
-    if kind not in _BLOB_TYPES | _FOLDER_TYPES:
-        return BlobEvent(kind="other", type=kind)
+    if name not in _KINDS:
+        return BlobEvent(kind="other")
     data = event.get("data")
     places = frozenset(_places(event.get("subject"), data if isinstance(data, dict) else {}))
     if not places:
-        raise ValueError(f"it is a {kind} that names no blob")
-    return BlobEvent(
-        kind="blob" if kind in _BLOB_TYPES else "folder",
-        type=kind,
-        account=_account(event),
-        places=places,
-    )
+        raise ValueError(f"it is a {name} that names no blob")
+    # The resource that the event comes from.
+    source = event.get("topic") or event.get("source")
+    found = _ACCOUNT.search(source) if isinstance(source, str) else None
+    account = found["account"].lower() if found else ""
+    return BlobEvent(_KINDS[name], account=account, places=places)
 
 
 def _places(subject: Any, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -125,10 +121,3 @@ def _split_url(url: Any) -> tuple[str, str] | None:
     _, _, path = url.partition("://")[2].partition("/")
     container, _, name = path.partition("/")
     return (container, name) if container and name else None
-
-
-def _account(event: Mapping[str, Any]) -> str:
-    """Return the account in the resource that the event comes from."""
-    source = event.get("topic") or event.get("source")
-    found = _ACCOUNT.search(source) if isinstance(source, str) else None
-    return found["account"].lower() if found else ""

@@ -20,26 +20,29 @@ Event Grid may lose events, and not every change of a store makes one: a pass ov
 listing, every hour unless told otherwise, is the safety net.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
-from synapse_assets.arrivals.cursor import Cursor
-from synapse_assets.arrivals.inbox import EventState, Inbox, MessageCounts, Place
-from synapse_assets.arrivals.ledger import Ledger
-from synapse_assets.arrivals.listing import Arrival, TooLargeError, look_at
-from synapse_assets.arrivals.orders import NO_ORDERS, Orders
-from synapse_assets.arrivals.pattern import ArrivalPatterns
-from synapse_assets.arrivals.scan import Outcome, ScanSettings, is_partition_key, scan
-from synapse_assets.datastore import Datastore
-from synapse_assets.datastore.storage import for_each_file
-from synapse_assets.errors import ConfigurationError
+from synapse_assets.arrivals.cursor import MAX_NAMES_BYTES, MAX_RECEIPTS_BYTES, fitting, size_of
+from synapse_assets.arrivals.event_grid import BlobEvent, read_events
+from synapse_assets.arrivals.pattern import ANY_ARRIVAL, ArrivalPatterns
+from synapse_assets.datastore.location import Location
+from synapse_assets.datastore.queue import Message, Receipt, StorageQueue
 
-# Of the time that a tick has, for receiving: the rest is for what the messages lead to.
-_RECEIVING_SHARE = 0.5
-# Listed at a time. No more, since a bound may stop the scan.
-_ARRIVALS_AT_A_TIME = 14
+# Received more often than this, a message was never worked off: something is wrong with it, or
+# with what it leads to.
+_MAX_RECEIVED = 5
+# A receipt takes 90 bytes or so.
+_MAX_RECEIPTS = 128
+# One request brings no more messages, and a name has this many bytes or so.
+_PAGE = 32
+_NAME_BYTES = 64
+# A message has at most 64 KiB: https://learn.microsoft.com/rest/api/storageservices/put-message
+_MAX_PARKED_BYTES = 48 << 10
+_REASONS_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -61,150 +64,129 @@ class QueueEvents:
     hidden_seconds: int = 300
     full_pass_seconds: float = 3600.0
 
-    def check_interval(self, seconds: float) -> None:
-        """Check that a message stays hidden for longer than two ticks.
 
-        Raises:
-            ConfigurationError: It does not.
-        """
-        if self.hidden_seconds <= 2 * seconds:
-            raise ConfigurationError(
-                f"hidden_seconds is {self.hidden_seconds}, and ticks are {seconds:g} seconds "
-                f"apart: take more than {2 * seconds:g}, so that a message is not received again "
-                "before it is deleted."
-            )
-
-
-@dataclass(frozen=True)
-class EventTick:
-    """What one look into the queue came to.
+@dataclass
+class Inbox:
+    """What a tick looks at by name: what former ticks left, and what its messages are about.
 
     Attributes:
-        outcome: What `scan` made of the arrivals; its cursor holds what the next tick needs.
-        counts: How many messages of each kind there were, and how many arrivals.
+        location: Where the blobs lie.
+        patterns: Which of them form an arrival.
+        names: Arrivals to look at, in the order in which they were named. If the tick crashes,
+            the next one has those of the beginning again.
+        received: Number of messages.
+        beside: How many of them led to no arrival, by what they are.
         parked: Why messages were parked, for the first few.
-        wants_full_pass: Whether the whole listing should be passed through before its time. It
-            stays so until `passed` is told.
+        wants_full_pass: Whether something happened that only a full pass finds.
     """
 
-    outcome: Outcome
-    counts: MessageCounts
-    parked: tuple[str, ...]
-    wants_full_pass: bool
+    location: Location
+    patterns: ArrivalPatterns
+    names: dict[str, None]
+    received: int = 0
+    beside: Counter[str] = field(default_factory=Counter)
+    parked: list[str] = field(default_factory=list)
+    wants_full_pass: bool = False
 
+    def __post_init__(self) -> None:
+        """Note what needs no message."""
+        self._kept = frozenset(self.names)
+        # Messages that have to stay until the cursor is safe, and what they are about.
+        self._held: list[tuple[Receipt, frozenset[str]]] = []
 
-def scan_events(
-    events: QueueEvents,
-    *,
-    datastore: Datastore,
-    patterns: ArrivalPatterns,
-    cursor: Cursor,
-    ledger: Ledger,
-    now: float,
-    settings: ScanSettings,
-    orders: Orders = NO_ORDERS,
-    clock: Callable[[], float] = time.monotonic,
-) -> EventTick:
-    """Delete what the last tick received, receive more, and look at the arrivals they name.
+    def __str__(self) -> str:
+        """Return what was received, as a part of a sentence."""
+        beside = ", ".join(f"{count} {what}" for what, count in sorted(self.beside.items()))
+        return f"{self.received} messages" + (f" ({beside})" if beside else "")
 
-    With `max_runs` of zero nothing is received and looked at: the queue keeps it.
+    def receive(self, queue: StorageQueue, events: QueueEvents, *, until: float) -> None:
+        """Receive messages until there are no more, or a bound is reached.
 
-    Args:
-        events: Where the messages come from.
-        datastore: Where the blobs lie.
-        patterns: How an arrival is read from a blob's name.
-        cursor: The cursor as Dagster gave it back.
-        ledger: What was handed over before.
-        now: The time, in seconds since 1970.
-        settings: Bounds of the tick.
-        orders: What somebody told the sensor by hand.
-        clock: Tells how long the tick takes, in seconds.
+        Args:
+            queue: Where they are.
+            events: How they are taken.
+            until: No further request is made after this time, by the monotonic clock.
 
-    Raises:
-        StorageError: The queue or the store refused something, or was out of reach.
-        ConfigurationError: The datastore has no queue.
-    """
-    started = clock()
-    queue = datastore.storage_queue(events.queue, account=events.account)
-    state = EventState.read(cursor.events)
-    queue.delete(state.receipts)
-    kept = dict.fromkeys((*state.names, *orders.open_replays(ledger.get)))
-    inbox = Inbox(queue, Place(datastore.location, patterns), kept=kept)
-    too_large: set[str] = set()
+        Raises:
+            StorageError: The queue refused it, or was out of reach.
+        """
+        room = MAX_NAMES_BYTES - _PAGE * _NAME_BYTES
+        while time.monotonic() < until and size_of(self.names) <= room:
+            room_for_receipts = _MAX_RECEIPTS - len(self._held)
+            asked = min(_PAGE, room_for_receipts, events.max_messages - self.received)
+            if asked <= 0:
+                return
+            page = queue.receive(at_most=asked, hidden_seconds=events.hidden_seconds)
+            self.received += len(page)
+            queue.delete([m.receipt for m in page if not self._holds(m, queue)])
+            if len(page) < _PAGE:
+                return
 
-    def look(name: str) -> Arrival | None:
-        try:
-            return look_at(
-                datastore,
-                patterns,
-                name,
-                max_blobs=settings.max_blobs,
-                max_seconds=settings.max_seconds,
+    def left(self, done: Collection[str]) -> tuple[tuple[str, ...], tuple[Receipt, ...]]:
+        """Return the names and receipts for the cursor, if these arrivals are done with."""
+        names = fitting((name for name in self.names if name not in done), MAX_NAMES_BYTES)
+        # A message about an arrival that found no room comes again.
+        safe = {*done, *names, ANY_ARRIVAL}
+        receipts = (receipt for receipt, about in self._held if about <= safe)
+        return names, fitting(receipts, MAX_RECEIPTS_BYTES)
+
+    def _holds(self, message: Message, queue: StorageQueue) -> bool:
+        """Sort a message; return whether it has to stay until the cursor is safe."""
+        if message.received > _MAX_RECEIVED:
+            reason = f"it was received {message.received} times and never worked off"
+            self._park(message, queue, reason=reason)
+            # What it was about is not forgotten; so it goes only when the cursor has the wish.
+            about = {ANY_ARRIVAL}
+        else:
+            try:
+                events = read_events(message.body)
+            except ValueError as e:
+                self._park(message, queue, reason=str(e))
+                return False
+            about = {a for e in events for a in arrivals_of(e, self.location, self.patterns)}
+            if not about:
+                is_other = all(event.kind == "other" for event in events)
+                self.beside["about other things" if is_other else "about other places"] += 1
+        self.wants_full_pass |= ANY_ARRIVAL in about
+        self.names.update(dict.fromkeys(sorted(about - {ANY_ARRIVAL})))
+        if about <= self._kept:
+            return False
+        self._held.append((message.receipt, frozenset(about)))
+        return True
+
+    def _park(self, message: Message, queue: StorageQueue, *, reason: str) -> None:
+        """Put a message into the queue beside; who receives it then deletes it here."""
+        body = message.body
+        while True:
+            parked = json.dumps(
+                {
+                    "reason": reason,
+                    "id": message.receipt.id,
+                    "received": message.received,
+                    "is_whole": body == message.body,
+                    "body": body,
+                }
             )
-        except TooLargeError:
-            too_large.add(name)
-            return None
+            if len(parked) <= _MAX_PARKED_BYTES:
+                break
+            body = body[: len(body) // 2]
+        where = f"{queue.name}-poison"
+        queue.sibling(where).put(parked)
+        self.beside["parked"] += 1
+        if len(self.parked) < _REASONS_TOLD:
+            self.parked.append(f"message {message.receipt.id} is parked in {where}: {reason}")
 
-    looked_at: dict[str, Arrival | None] = {}
-    found: Iterable[Arrival] = ()
-    if settings.max_runs > 0:
-        inbox.receive(
-            at_most=events.max_messages,
-            hidden_seconds=events.hidden_seconds,
-            until=started + _RECEIVING_SHARE * settings.max_seconds,
-            clock=clock,
-        )
-        found = _look_at(inbox.names, look, noting=looked_at)
-    outcome = scan(
-        found,
-        cursor=cursor,
-        ledger=ledger,
-        now=now,
-        settings=settings,
-        orders=orders,
-        clock=clock,
-    )
-    asked = {ask.arrival.name for ask in outcome.asked}
-    done = {
-        name
-        for name, arrival in looked_at.items()
-        if name in asked or not _may_change(arrival, ledger, orders)
+
+def arrivals_of(event: BlobEvent, location: Location, patterns: ArrivalPatterns) -> set[str]:
+    """Return the arrivals that an event may have changed, maybe ANY_ARRIVAL among them."""
+    if event.account not in ("", location.account):
+        return set()
+    root = location.path.strip("/")
+    below = f"{root}/" if root else ""
+    match = patterns.match_folder if event.kind == "folder" else patterns.match
+    found = {
+        match(name[len(below) :])
+        for container, name in event.places
+        if container == location.container and f"{name}/".startswith(below)
     }
-    # What a tick cannot list, a pass lists in parts.
-    left = inbox.state(done, wants_full_pass=state.wants_full_pass or bool(too_large))
-    return EventTick(
-        outcome=replace(outcome, cursor=replace(outcome.cursor, events=left.write())),
-        counts=replace(inbox.counts, arrivals=len(looked_at), kept=len(left.names)),
-        parked=tuple(inbox.parked),
-        wants_full_pass=left.wants_full_pass,
-    )
-
-
-def passed(cursor: Cursor) -> Cursor:
-    """Return the cursor once a full pass has begun: what messages wanted of it is noted no more."""
-    state = replace(EventState.read(cursor.events), wants_full_pass=False)
-    return replace(cursor, events=state.write())
-
-
-def _look_at(
-    names: Iterable[str],
-    look: Callable[[str], Arrival | None],
-    *,
-    noting: dict[str, Arrival | None],
-) -> Iterator[Arrival]:
-    """Yield the arrivals of these names that are there; note all that were looked at."""
-    waiting = iter(tuple(names))
-    while chunk := list(islice(waiting, _ARRIVALS_AT_A_TIME)):
-        found = for_each_file(look, chunk)
-        for name, arrival in zip(chunk, found, strict=True):
-            # The scan takes none that it does not look at.
-            noting[name] = arrival
-            if arrival is not None:
-                yield arrival
-
-
-def _may_change(arrival: Arrival | None, ledger: Ledger, orders: Orders) -> bool:
-    """Tell whether an arrival that no run was asked for is to be looked at again."""
-    if arrival is None or not is_partition_key(arrival.name):
-        return False
-    return not orders.is_done(arrival, ledger.get(arrival.name))
+    return {arrival for arrival in found if arrival}

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import sys
-from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 from synapse_assets.datastore.storage import Storage
 
-_VERSION = 1
+# The folder of the datastore that holds the ledgers.
+FOLDER = "_arrivals"
+
+# One that was written elsewhere, with the bytes of a number in another order, is made anew.
+_VERSION = {"little": 1, "big": -1}[sys.byteorder]
 # Entries in the file that is read and written in each tick; about 60 bytes each.
 _MAX_RECENT = 4_096
 # Dagster goes on with an interrupted tick for a day. Until then a run may still come of it.
@@ -29,6 +31,14 @@ class Entry:
 
     content: str
     change: int
+
+    @classmethod
+    def after(cls, last: "Entry | None", content: str) -> "Entry":
+        """Return the entry for other content than was handed over last, or the same once more."""
+        return cls(content, 0 if last is None else last.change + 1)
+
+    def __str__(self) -> str:
+        return f"{self.content}:{self.change}"
 
 
 # Returns what Dagster's runs tell of some arrivals, without those that never had a run.
@@ -64,6 +74,7 @@ class Ledger:
         self._uri = uri
         self._recall = recall
         self._base = _EMPTY
+        # What differs from that.
         self._recent: dict[str, _Record] = {}
         self._is_changed = False
         # Whether there was one that could not be understood.
@@ -72,9 +83,7 @@ class Ledger:
 
     def get(self, arrival: str) -> Entry | None:
         """Return what was handed over last; None if nothing is known, or not for sure."""
-        record = self._recent.get(arrival)
-        if record is None:
-            return self._base.get(arrival)
+        record = self._record(arrival)
         return record.entry if record.doubted is None else None
 
     def confirm(self, arrivals: Collection[str]) -> dict[str, Entry | None]:
@@ -83,54 +92,38 @@ class Ledger:
         return {name: self._confirm(name, told.get(name)) for name in arrivals}
 
     def _confirm(self, arrival: str, told: Entry | None) -> Entry | None:
-        record = self._recent.get(arrival)
-        known = self._base.get(arrival) if record is None else record.entry
-        if told is None or (known is not None and known.change > told.change):
-            # It may still come of a request that Dagster has kept.
+        known = self._record(arrival).entry
+        if told is None or told == known or (known is not None and known.change > told.change):
+            # What is in doubt stays so: it may still come of a request that Dagster has kept.
             return known
-        if record is not None and record.doubted is not None and told == record.entry:
-            return known
-        if told != known or record is not None:
-            self._set(arrival, _Record(told, doubted=None))
+        self._set(arrival, _Record(told))
         return told
 
     def doubt(self, arrivals: Sequence[str], *, now: float) -> None:
         """Put entries in doubt, before a run is asked for; `save` has to follow.
 
-        Args:
-            arrivals: The arrivals.
-            now: Seconds since 1970.
+        The time is in seconds since 1970, here and in `settle`.
         """
         for arrival in arrivals:
-            record = self._recent.get(arrival)
-            entry = self._base.get(arrival) if record is None else record.entry
-            self._set(arrival, _Record(entry, doubted=now))
+            self._set(arrival, _Record(self._record(arrival).entry, doubted=now))
 
     def settle(self, now: float) -> None:
-        """Look at Dagster's runs for every entry that was put in doubt before `now`.
-
-        Args:
-            now: Seconds since 1970.
-        """
+        """Look at Dagster's runs for every entry that was put in doubt before `now`."""
         doubted = {
-            name: record
+            name: record.doubted
             for name, record in self._recent.items()
             if record.doubted is not None and record.doubted < now
         }
         self.confirm(doubted)
-        for arrival, record in doubted.items():
-            is_old = record.doubted is not None and now - record.doubted > _DOUBT_SECONDS
-            if is_old and self._recent.get(arrival) == record:
+        for arrival, since in doubted.items():
+            record = self._record(arrival)
+            if record.doubted == since and now - since > _DOUBT_SECONDS:
                 # Nothing came of it.
-                if record.entry is None:
-                    del self._recent[arrival]
-                    self._is_changed = True
-                else:
-                    self._set(arrival, _Record(record.entry, doubted=None))
+                self._set(arrival, _Record(record.entry))
 
     def put(self, arrival: str, entry: Entry) -> None:
         """Take an entry for true, whatever Dagster's runs tell; `save` has to follow."""
-        self._set(arrival, _Record(entry, doubted=None))
+        self._set(arrival, _Record(entry))
 
     def save(self) -> None:
         """Write what changed, atomically.
@@ -145,65 +138,56 @@ class Ledger:
         if len(sure) > _MAX_RECENT:
             self._base = former.merged(sure)
             self._recent = {n: r for n, r in self._recent.items() if n not in sure}
-            self._storage.write_once(f"{self._uri}/{self._base.name}", self._base.to_bytes())
-        self._storage.write_atomically(f"{self._uri}/ledger", self._dump())
+            self._storage.write_once(f"{self._uri}/{self._base.name}", self._base.content)
+        recent = {
+            name: [r.entry and [r.entry.content, r.entry.change], r.doubted]
+            for name, r in self._recent.items()
+        }
+        value = {"version": _VERSION, "base": self._base.name, "recent": recent}
+        body = json.dumps(value, separators=(",", ":")).encode()
+        content = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+        self._storage.write_atomically(f"{self._uri}/ledger", content)
         if self._base is not former:
             _known_bases[self._uri] = self._base
-            if former.name is not None:
+            if former.content:
                 self._storage.remove(f"{self._uri}/{former.name}")
         self._is_changed = False
 
-    def _set(self, arrival: str, record: "_Record") -> None:
-        if self._recent.get(arrival) != record:
-            self._recent[arrival] = record
-            self._is_changed = True
+    def _record(self, arrival: str) -> "_Record":
+        return self._recent.get(arrival) or _Record(self._base.get(arrival))
 
-    def _dump(self) -> bytes:
-        body = json.dumps(
-            {
-                "version": _VERSION,
-                "base": self._base.name,
-                "recent": {
-                    name: [r.entry and [r.entry.content, r.entry.change], r.doubted]
-                    for name, r in self._recent.items()
-                },
-            },
-            separators=(",", ":"),
-        ).encode()
-        return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    def _set(self, arrival: str, record: "_Record") -> None:
+        former = self._recent.pop(arrival, None)
+        if record != self._record(arrival):
+            self._recent[arrival] = record
+        self._is_changed |= self._recent.get(arrival) != former
 
     def _read(self) -> None:
         content = self._storage.read_bytes(f"{self._uri}/ledger")
         if content is None:
             return
         checksum, _, body = content.partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != checksum:
+        is_whole = hashlib.sha256(body).hexdigest().encode() == checksum
+        value = json.loads(body) if is_whole else {}
+        base = self._read_base(value["base"]) if value.get("version") == _VERSION else None
+        if base is None:
+            # The recent entries alone would do, but all or nothing is simpler to reason about.
             self.was_damaged = True
             return
-        value = json.loads(body)
-        if value["version"] != _VERSION:
-            self.was_damaged = True
-            return
-        if value["base"] is not None:
-            base = self._read_base(value["base"])
-            if base is None:
-                # The recent entries alone would do, but all or nothing is simpler to reason about.
-                self.was_damaged = True
-                return
-            self._base = base
+        self._base = base
         self._recent = {
             name: _Record(entry and Entry(*entry), doubted)
             for name, (entry, doubted) in value["recent"].items()
         }
 
-    def _read_base(self, name: str) -> "_Base | None":
-        known = _known_bases.get(self._uri)
-        if known is not None and known.name == name:
-            return known
+    def _read_base(self, name: str | None) -> "_Base | None":
+        for known in (_EMPTY, _known_bases.get(self._uri)):
+            if known is not None and known.name == name:
+                return known
         content = self._storage.read_bytes(f"{self._uri}/{name}")
-        if content is None or _name_of(content) != name:
+        base = _Base(content or b"")
+        if base.name != name:
             return None
-        base = _Base.parse(content, name=name)
         _known_bases[self._uri] = base
         return base
 
@@ -212,65 +196,51 @@ class Ledger:
 class _Record:
     entry: Entry | None
     # When it was put in doubt, in seconds since 1970; None if it is sure.
-    doubted: float | None
+    doubted: float | None = None
 
 
 class _Base:
-    """Many entries, sorted by a hash of the arrival's name: 20 bytes each."""
+    """Many entries, sorted by a hash of the arrival's name: 20 bytes each.
 
-    def __init__(
-        self,
-        keys: "array[int]",
-        contents: "array[int]",
-        changes: "array[int]",
-        *,
-        name: str | None = None,
-    ) -> None:
-        self._keys = keys
-        self._contents = contents
-        self._changes = changes
-        self.name = _name_of(self.to_bytes()) if keys and name is None else name
+    All hashes come first, then all contents, then all numbers of changes.
+    """
 
-    def to_bytes(self) -> bytes:
-        return b"".join(_bytes(part) for part in (self._keys, self._contents, self._changes))
-
-    @classmethod
-    def parse(cls, content: bytes, *, name: str) -> "_Base":
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        name = f"ledger-{hashlib.sha256(content).hexdigest()[:16]}"
+        self.name = name if content else None
         count = len(content) // 20
-        ends = (8 * count, 16 * count)
-        return cls(
-            _array("Q", content[: ends[0]]),
-            _array("Q", content[ends[0] : ends[1]]),
-            _array("I", content[ends[1] :]),
-            name=name,
+        view = memoryview(content)
+        self._columns = (
+            view[: 8 * count].cast("Q"),
+            view[8 * count : 16 * count].cast("Q"),
+            view[16 * count : 20 * count].cast("I"),
         )
 
     def get(self, arrival: str) -> Entry | None:
-        key = _key(arrival)
-        i = bisect_left(self._keys, key)
-        if i == len(self._keys) or self._keys[i] != key:
+        key, (keys, contents, changes) = _key(arrival), self._columns
+        i = bisect_left(keys, key)
+        if i == len(keys) or keys[i] != key:
             return None
-        return Entry(f"{self._contents[i]:016x}", self._changes[i])
+        return Entry(f"{contents[i]:016x}", changes[i])
 
     def merged(self, entries: Mapping[str, Entry]) -> "_Base":
         """Return the same with other entries in it, which take the place of those for their key."""
-        keys, contents, changes = array("Q"), array("Q"), array("I")
-        at = 0
-        for key, entry in sorted(((_key(n), e) for n, e in entries.items()), key=itemgetter(0)):
-            to = bisect_left(self._keys, key, at)
-            keys += self._keys[at:to]
-            contents += self._contents[at:to]
-            changes += self._changes[at:to]
-            keys.append(key)
-            contents.append(int(entry.content, 16))
-            changes.append(entry.change)
-            at = to + (to < len(self._keys) and self._keys[to] == key)
-        return _Base(
-            keys + self._keys[at:], contents + self._contents[at:], changes + self._changes[at:]
-        )
+        new = sorted((_key(n), int(e.content, 16), e.change) for n, e in entries.items())
+        parts: tuple[list[bytes | memoryview[int]], ...] = ([], [], [])
+        keys, at = self._columns[0], 0
+        for row in new:
+            to = bisect_left(keys, row[0], at)
+            for column, former, value in zip(parts, self._columns, row, strict=True):
+                column.append(former[at:to])
+                column.append(value.to_bytes(former.itemsize, sys.byteorder))
+            at = to + (to < len(keys) and keys[to] == row[0])
+        for column, former in zip(parts, self._columns, strict=True):
+            column.append(former[at:])
+        return _Base(b"".join(part for column in parts for part in column))
 
 
-_EMPTY = _Base(array("Q"), array("Q"), array("I"))
+_EMPTY = _Base(b"")
 # The large file of each ledger, which a process reads once.
 _known_bases: dict[str, _Base] = {}
 
@@ -278,26 +248,3 @@ _known_bases: dict[str, _Base] = {}
 def _key(arrival: str) -> int:
     text = arrival.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-
-def _name_of(content: bytes) -> str:
-    return f"ledger-{hashlib.sha256(content).hexdigest()[:16]}"
-
-
-def _bytes(values: "array[int]") -> bytes:
-    return _little_endian(values).tobytes()
-
-
-def _array(typecode: str, content: bytes) -> "array[int]":
-    values = array(typecode)
-    values.frombytes(content)
-    return _little_endian(values)
-
-
-def _little_endian(values: "array[int]") -> "array[int]":
-    """Return numbers in the order of bytes that the file has, or from that in this machine's."""
-    if sys.byteorder == "little":
-        return values
-    swapped = values[:]
-    swapped.byteswap()
-    return swapped

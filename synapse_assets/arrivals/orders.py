@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
-from synapse_assets.arrivals.ledger import Entry
+from synapse_assets.arrivals.ledger import FOLDER, Entry
 from synapse_assets.arrivals.listing import Arrival
-from synapse_assets.datastore.storage import Storage
+from synapse_assets.datastore import Datastore
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,23 @@ class Orders:
     ignored: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, storage: Storage, uri: str) -> "Orders":
-        """Return what lies in a file; nothing if it is not there.
+    def read(cls, datastore: Datastore, sensor: str) -> "Orders":
+        """Return what a sensor was told.
 
         Raises:
             StorageError: The store refused to read it, or could not be reached.
         """
-        return cls(**json.loads(storage.read_bytes(uri) or b"{}"))
+        content = datastore.storage().read_bytes(datastore.uri(FOLDER, sensor, "orders"))
+        return cls(**json.loads(content or b"{}"))
 
-    def write(self, storage: Storage, uri: str) -> None:
-        """Write it to a file.
+    def write(self, datastore: Datastore, sensor: str) -> None:
+        """Tell it a sensor.
 
         Raises:
-            StorageError: The store refused it, or could not be reached.
+            StorageError: The store refused to write it, or could not be reached.
         """
-        storage.write_atomically(uri, json.dumps(asdict(self)).encode())
+        content = json.dumps(asdict(self)).encode()
+        datastore.storage().write_atomically(datastore.uri(FOLDER, sensor, "orders"), content)
 
     def is_open(self, arrival: str, handed_over: Entry | None) -> bool:
         """Tell whether an arrival is still to be asked for once more."""

@@ -1,12 +1,13 @@
 """Each arrival with what has become of it, as `synapse-assets arrivals` lists and orders it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import dagster as dg
 
+from synapse_assets.arrivals.ledger import Entry
 from synapse_assets.arrivals.listing import Arrival, Walk, look_at, not_there
 from synapse_assets.arrivals.orders import Orders
 from synapse_assets.arrivals.runs import LatestRun, find_latest
@@ -44,15 +45,18 @@ def look_over(
     instance: dg.DagsterInstance,
     *,
     settle_seconds: float,
+    latest: Mapping[str, LatestRun] | None = None,
 ) -> Iterator[Overview]:
     """Yield each arrival that lies there, with what has become of it.
+
+    What `find_latest` tells is asked for unless the caller has it.
 
     Raises:
         StorageError: The store refused to list them, or could not be reached.
     """
+    latest = find_latest(instance, arrivals.sensor) if latest is None else latest
     ledger = arrivals.open_ledger(datastore, instance)
-    orders = arrivals.read_orders(datastore)
-    latest = find_latest(instance, arrivals.sensor)
+    orders = Orders.read(datastore, arrivals.sensor)
     partitions = set(instance.get_dynamic_partitions(arrivals.partitions_name))
     now = time.time()
     for arrival in Walk(datastore, arrivals.patterns):
@@ -84,11 +88,9 @@ def replay(
         PartitionNotFoundError: There is no such arrival.
     """
     _look(arrivals, datastore, name)
-    orders = _open_orders(arrivals, datastore, instance)
-    last = arrivals.open_ledger(datastore, instance).confirm([name])[name]
+    orders, last = _orders_but(arrivals, datastore, instance, name)
     change = -1 if last is None else last.change
-    ignored = {n: content for n, content in orders.ignored.items() if n != name}
-    arrivals.write_orders(datastore, Orders({**orders.replay, name: change}, ignored))
+    replace(orders, replay={**orders.replay, name: change}).write(datastore, arrivals.sensor)
 
 
 def ignore(
@@ -100,20 +102,18 @@ def ignore(
         PartitionNotFoundError: There is no such arrival.
     """
     content = _look(arrivals, datastore, name).content
-    orders = _open_orders(arrivals, datastore, instance)
-    open_ = {n: change for n, change in orders.replay.items() if n != name}
-    arrivals.write_orders(datastore, Orders(open_, {**orders.ignored, name: content}))
+    orders, _ = _orders_but(arrivals, datastore, instance, name)
+    replace(orders, ignored={**orders.ignored, name: content}).write(datastore, arrivals.sensor)
 
 
 def heed(arrivals: Arrivals, datastore: Datastore, instance: dg.DagsterInstance, name: str) -> bool:
     """Have the sensor look at an arrival that it was told to ignore; return whether it was."""
-    orders = _open_orders(arrivals, datastore, instance)
-    ignored = {n: content for n, content in orders.ignored.items() if n != name}
+    if name not in Orders.read(datastore, arrivals.sensor).ignored:
+        return False
+    orders, _ = _orders_but(arrivals, datastore, instance, name)
     # It is looked at in the next tick, and asked for if it never was.
-    told = replace(orders, ignored=ignored, replay={**orders.replay, name: -1})
-    if len(ignored) < len(orders.ignored):
-        arrivals.write_orders(datastore, told)
-    return len(ignored) < len(orders.ignored)
+    replace(orders, replay={**orders.replay, name: -1}).write(datastore, arrivals.sensor)
+    return True
 
 
 def _look(arrivals: Arrivals, datastore: Datastore, name: str) -> Arrival:
@@ -123,8 +123,13 @@ def _look(arrivals: Arrivals, datastore: Datastore, name: str) -> Arrival:
     return arrival
 
 
-def _open_orders(arrivals: Arrivals, datastore: Datastore, instance: dg.DagsterInstance) -> Orders:
-    """Return the orders without those that are done."""
-    orders = arrivals.read_orders(datastore)
-    last = arrivals.open_ledger(datastore, instance).confirm(orders.replay)
-    return replace(orders, replay=orders.open_replays(last.get))
+def _orders_but(
+    arrivals: Arrivals, datastore: Datastore, instance: dg.DagsterInstance, name: str
+) -> tuple[Orders, Entry | None]:
+    """Return the orders for others that are still to be done, and what was handed over last."""
+    orders = Orders.read(datastore, arrivals.sensor)
+    last = arrivals.open_ledger(datastore, instance).confirm({*orders.replay, name})
+    replays, ignored = orders.open_replays(last.get), dict(orders.ignored)
+    for told in (replays, ignored):
+        told.pop(name, None)
+    return Orders(replays, ignored), last[name]

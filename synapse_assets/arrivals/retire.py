@@ -17,13 +17,13 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from synapse_assets.arrivals.overview import look_over
 from synapse_assets.arrivals.runs import find_latest
-from synapse_assets.arrivals.sensor import DATA_VERSION_TAG, Arrivals, Limits
+from synapse_assets.arrivals.sensor import DATA_VERSION_TAG, Arrivals
 from synapse_assets.datasets import delta, retirement, table
 from synapse_assets.datasets.description import describe
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import PartitionNotFoundError
 
-_RETIRED = re.compile(r"before-(\d{4}-\d\d-\d\d)")
+_RETIRED = re.compile(r"before-\d{4}-\d\d-\d\d")
 _QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
 
@@ -49,7 +49,6 @@ def retire(
     *,
     assets: Sequence[dg.AssetKey],
     before: dt.date,
-    limits: Limits,
     tags: Mapping[str, str],
 ) -> Retired:
     """Fold the partitions of old arrivals into one, 'before-<date>'.
@@ -64,7 +63,6 @@ def retire(
         instance: Where the partitions are.
         assets: All assets that have these partitions.
         before: The date (UTC).
-        limits: Those of the sensor.
         tags: Tags of the run by which Dagster learns of it.
 
     Raises:
@@ -73,11 +71,18 @@ def retire(
     """
     into = f"before-{before.isoformat()}"
     partitions = instance.get_dynamic_partitions(arrivals.partitions_name)
-    old = _find_old(arrivals, datastore, instance, partitions, before=before, limits=limits)
-    old = _finished(arrivals, instance, assets, old)
+    since = dt.datetime.combine(before, dt.time(), dt.timezone.utc).timestamp()
+    latest = find_latest(instance, arrivals.sensor)
+    dates = {name: run.created for name, run in latest.items()}
+    for found in look_over(arrivals, datastore, instance, settle_seconds=0.0, latest=latest):
+        is_done = found.state in ("succeeded", "ignored")
+        dates[found.arrival.name] = found.arrival.newest_modified if is_done else since
+    old = [name for name in partitions if dates.get(name, since) < since]
+    for key in assets:
+        status = instance.get_status_by_partition(key, old, arrivals.partitions) or {}
+        old = [name for name in old if status.get(name) is AssetPartitionStatus.MATERIALIZED]
     # What was folded before is never made, so it does not matter what Dagster knows of it.
-    former = [(name, _RETIRED.fullmatch(name)) for name in partitions]
-    old += [name for name, found in former if found and found[1] < before.isoformat()]
+    old += [name for name in partitions if _RETIRED.fullmatch(name) and name < into]
     names = ["/".join(key.path) for key in assets]
     if not old:
         return Retired(into, ())
@@ -85,49 +90,22 @@ def retire(
         delta.open_existing(datastore, name)
     instance.add_dynamic_partitions(arrivals.partitions_name, [into])
     files = {n: retirement.retire(datastore, n, set(old), into=into) for n in names}
-    _report(instance, _materializations(datastore, assets, into), tags=tags)
+    _report(instance, datastore, assets, partition=into, tags=tags)
     for name in old:
         instance.delete_dynamic_partition(arrivals.partitions_name, name)
     return Retired(into, tuple(old), files)
 
 
-def _find_old(
-    arrivals: Arrivals,
+def _report(
+    instance: dg.DagsterInstance,
     datastore: Datastore,
-    instance: dg.DagsterInstance,
-    partitions: Sequence[str],
-    *,
-    before: dt.date,
-    limits: Limits,
-) -> list[str]:
-    since = dt.datetime.combine(before, dt.time(), dt.timezone.utc).timestamp()
-    dates = {name: run.created for name, run in find_latest(instance, arrivals.sensor).items()}
-    seconds = limits.settle_seconds
-    for found in look_over(arrivals, datastore, instance, settle_seconds=seconds):
-        is_done = found.state in ("succeeded", "ignored")
-        dates[found.arrival.name] = found.arrival.newest_modified if is_done else since
-    return [n for n in partitions if dates.get(n, since) < since]
-
-
-def _finished(
-    arrivals: Arrivals,
-    instance: dg.DagsterInstance,
     assets: Iterable[dg.AssetKey],
-    partitions: Sequence[str],
-) -> list[str]:
-    """Return the partitions that all assets have, and none is making or has failed to make."""
-    left = list(partitions)
-    for key in assets:
-        if left:
-            status = instance.get_status_by_partition(key, left, arrivals.partitions) or {}
-            left = [p for p in left if status.get(p) is AssetPartitionStatus.MATERIALIZED]
-    return left
-
-
-def _materializations(
-    datastore: Datastore, assets: Iterable[dg.AssetKey], partition: str
-) -> list[dg.AssetMaterialization]:
-    events = []
+    *,
+    partition: str,
+    tags: Mapping[str, str],
+) -> None:
+    """Tell Dagster, in a run of its own: by its tags, nothing follows from it."""
+    events: list[dg.AssetMaterialization] = []
     for key in assets:
         name = "/".join(key.path)
         try:
@@ -146,16 +124,6 @@ def _materializations(
                 tags={DATA_VERSION_TAG: hashlib.sha256(paths.encode()).hexdigest()[:16]},
             )
         )
-    return events
-
-
-def _report(
-    instance: dg.DagsterInstance,
-    events: Sequence[dg.AssetMaterialization],
-    *,
-    tags: Mapping[str, str],
-) -> None:
-    """Tell Dagster, in a run of its own: by its tags, nothing follows from it."""
 
     @dg.op
     def fold_partitions(context: dg.OpExecutionContext) -> None:

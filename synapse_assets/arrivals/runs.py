@@ -25,7 +25,9 @@ _WILL_RETRY_TAG = "dagster/will_retry"
 
 _WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 _FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+# Of each arrival, and arrivals at a time.
 _PAGE = 100
+_RUNS_AT_A_TIME = 1_000
 # Failures that one tick looks at; each asks the database for the arrival's other runs.
 _MAX_FAILURES = 300
 
@@ -41,26 +43,6 @@ class RetryPolicy:
 
     max_attempts: int = 3
     delay_seconds: float = 300.0
-
-
-@dataclass(frozen=True)
-class Retry:
-    """A run that is to be asked for again.
-
-    Attributes:
-        arrival: Name of the arrival.
-        entry: The content, and which it is.
-        number: 1 for the first time that it is asked for again.
-    """
-
-    arrival: str
-    entry: Entry
-    number: int
-
-    @property
-    def run_key(self) -> str:
-        """The key by which Dagster knows the run."""
-        return f"{self.arrival}:{self.entry.content}:{self.entry.change}:retry{self.number}"
 
 
 @dataclass(frozen=True)
@@ -82,11 +64,25 @@ class LatestRun:
 
 def tags_of(sensor: str, arrival: str, entry: Entry) -> dict[str, str]:
     """Return the tags of a run for one content of an arrival."""
-    return {
-        SENSOR_TAG: sensor,
-        ARRIVAL_TAG: arrival,
-        CONTENT_TAG: f"{entry.content}:{entry.change}",
-    }
+    return {SENSOR_TAG: sensor, ARRIVAL_TAG: arrival, CONTENT_TAG: str(entry)}
+
+
+def request(sensor: str, arrival: str, entry: Entry, *, retry: int = 0) -> dg.RunRequest:
+    """Return the request of a run for one content of an arrival.
+
+    Dagster knows the run by the key '<arrival>:<content>:<change>'.
+
+    Args:
+        sensor: Name of the sensor that asks for it.
+        arrival: Name of the arrival.
+        entry: The content, and which it is.
+        retry: 1 for the first time that it is asked for again.
+    """
+    return dg.RunRequest(
+        run_key=f"{arrival}:{entry}" + (f":retry{retry}" if retry else ""),
+        partition_key=arrival,
+        tags=tags_of(sensor, arrival, entry),
+    )
 
 
 def entry_of(tags: Mapping[str, str]) -> Entry | None:
@@ -115,25 +111,19 @@ def count_queued(instance: dg.DagsterInstance, sensor: str) -> int:
     return instance.get_runs_count(dg.RunsFilter(statuses=_WAITING, tags={SENSOR_TAG: sensor}))
 
 
-def find_latest(instance: dg.DagsterInstance, sensor: str) -> dict[str, "LatestRun"]:
+def find_latest(instance: dg.DagsterInstance, sensor: str) -> dict[str, LatestRun]:
     """Return the latest run for each arrival that has one."""
     latest: dict[str, LatestRun] = {}
     cursor = None
-    while True:
-        records = instance.get_run_records(
-            dg.RunsFilter(tags={SENSOR_TAG: sensor}), limit=10 * _PAGE, cursor=cursor
-        )
+    while records := instance.get_run_records(
+        dg.RunsFilter(tags={SENSOR_TAG: sensor}), limit=_RUNS_AT_A_TIME, cursor=cursor
+    ):
         for record in records:
-            run = record.dagster_run
-            latest.setdefault(
-                run.tags.get(ARRIVAL_TAG, ""),
-                LatestRun(
-                    run.run_id, run.status, entry_of(run.tags), record.create_timestamp.timestamp()
-                ),
-            )
-        if len(records) < 10 * _PAGE:
-            return latest
+            run, created = record.dagster_run, record.create_timestamp.timestamp()
+            found = LatestRun(run.run_id, run.status, entry_of(run.tags), created)
+            latest.setdefault(run.tags.get(ARRIVAL_TAG, ""), found)
         cursor = records[-1].dagster_run.run_id
+    return latest
 
 
 def find_retries(
@@ -145,7 +135,7 @@ def find_retries(
     policy: RetryPolicy,
     limit: int,
     orders: Orders = NO_ORDERS,
-) -> tuple[list[Retry], float]:
+) -> tuple[list[dg.RunRequest], float]:
     """Return failed arrivals that are due, and the time before which all failures are dealt with.
 
     Not asked for again are those whose blobs were gone, that have other content since, that
@@ -163,34 +153,28 @@ def find_retries(
     """
     if policy.max_attempts <= 1:
         return [], now
-    due = now - policy.delay_seconds
-    retries: dict[str, Retry] = {}
-    dealt_with = since
-    for _ in range(_MAX_FAILURES // _PAGE):
-        records = instance.get_run_records(
-            dg.RunsFilter(
-                statuses=[dg.DagsterRunStatus.FAILURE],
-                tags={SENSOR_TAG: sensor},
-                updated_after=_time(since),
-                updated_before=_time(due),
-            ),
-            limit=_PAGE,
-            order_by="update_timestamp",
-            ascending=True,
-        )
-        for record in records:
-            since = max(since, record.update_timestamp.timestamp())
-            retry = _retry_of(instance, sensor, record.dagster_run, policy)
-            if retry is not None and orders.ignored.get(retry.arrival) != retry.entry.content:
-                if len(retries) == limit:
-                    return list(retries.values()), dealt_with
-                retries[retry.arrival] = retry
-            elif not retries:
-                # Those that are asked for are looked at again, until their run is there.
-                dealt_with = since
-        if len(records) < _PAGE:
-            break
-    return list(retries.values()), dealt_with
+    failures = instance.get_run_records(
+        dg.RunsFilter(
+            statuses=[dg.DagsterRunStatus.FAILURE],
+            tags={SENSOR_TAG: sensor},
+            updated_after=_time(since),
+            updated_before=_time(now - policy.delay_seconds),
+        ),
+        limit=_MAX_FAILURES,
+        order_by="update_timestamp",
+        ascending=True,
+    )
+    retries: list[dg.RunRequest] = []
+    for failure in failures:
+        retry = _retry_of(instance, sensor, failure.dagster_run, policy=policy, orders=orders)
+        if retry is not None:
+            if len(retries) == limit:
+                break
+            retries.append(retry)
+        elif not retries:
+            # Those that are asked for are looked at again, until their run is there.
+            since = max(since, failure.update_timestamp.timestamp())
+    return retries, since
 
 
 def take_arrival(
@@ -221,26 +205,32 @@ def take_arrival(
 
 
 def _retry_of(
-    instance: dg.DagsterInstance, sensor: str, run: dg.DagsterRun, policy: RetryPolicy
-) -> Retry | None:
+    instance: dg.DagsterInstance,
+    sensor: str,
+    run: dg.DagsterRun,
+    *,
+    policy: RetryPolicy,
+    orders: Orders,
+) -> dg.RunRequest | None:
+    """Return the request that takes the place of a failed run, None if there is to be none."""
     arrival, entry = run.tags.get(ARRIVAL_TAG), entry_of(run.tags)
-    if arrival is None or entry is None:
+    if arrival is None or entry is None or orders.ignored.get(arrival) == entry.content:
         return None
-    others = _runs_of(instance, sensor, [arrival])
-    entries = [entry_of(other.tags) for other in others]
-    if any(e is not None and e.change > entry.change for e in entries):
-        return None
-    attempts = [other for other, e in zip(others, entries, strict=True) if e == entry]
-    if not attempts or attempts[0].run_id != run.run_id or len(attempts) >= policy.max_attempts:
+    runs = [(each, entry_of(each.tags)) for each in _runs_of(instance, sensor, [arrival])]
+    attempts = [each for each, other in runs if other == entry]
+    if (
+        any(other is not None and other.change > entry.change for _, other in runs)
         # The latest decides.
+        or not attempts
+        or attempts[0].run_id != run.run_id
+        or len(attempts) >= policy.max_attempts
+        or any(attempt.status not in _FAILED for attempt in attempts)
+        or run.tags.get(VANISHED_TAG) == run.run_id
+        or run.tags.get(_WILL_RETRY_TAG) == "true"
+        or _is_final(instance, run)
+    ):
         return None
-    if any(a.status not in _FAILED for a in attempts):
-        return None
-    if run.tags.get(VANISHED_TAG) == run.run_id or run.tags.get(_WILL_RETRY_TAG) == "true":
-        return None
-    if _is_final(instance, run):
-        return None
-    return Retry(arrival, entry, number=len(attempts))
+    return request(sensor, arrival, entry, retry=len(attempts))
 
 
 def _is_final(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

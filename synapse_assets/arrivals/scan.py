@@ -2,15 +2,16 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from synapse_assets.arrivals.cursor import Counts, Cursor
 from synapse_assets.arrivals.ledger import Entry, Ledger
 from synapse_assets.arrivals.listing import Arrival
 from synapse_assets.arrivals.orders import NO_ORDERS, Orders
+from synapse_assets.arrivals.runs import RetryPolicy
 
-_NAMES_TOLD = 100
+_NAMES_KEPT = 100
+_NAMES_TOLD = 5
 _MAX_WAITING = 1_000
 # What Dagster does not take in a partition key; lone surrogates, which no database takes, stand for
 # bytes of a local name that are no text.
@@ -18,20 +19,44 @@ _REFUSED = re.compile("[\\a\\b\\f\\n\\r\\t\\v\\0\\ud800-\\udfff]|\\.\\.\\.")
 
 
 @dataclass(frozen=True)
-class ScanSettings:
-    """The bounds of one tick.
+class Limits:
+    """How much a sensor does.
 
     Attributes:
         settle_seconds: An arrival is settled once nothing of it has changed for so long.
-        max_runs: At most so many runs are asked for.
-        max_seconds: No further arrival is looked at after this time.
-        max_blobs: An arrival with more blobs is not listed at once.
+        max_runs_per_tick: At most so many runs are asked for in one tick.
+        max_queued_runs: None is asked for while so many wait to begin.
+        max_blobs_per_tick: No further page is listed after so many blobs, and no arrival with more
+            of them at once.
+        max_seconds_per_tick: Nor after this time; Dagster ends a tick after 60 seconds.
+        retries: When a failed arrival is asked for again.
     """
 
     settle_seconds: float = 30.0
-    max_runs: int = 100
-    max_seconds: float = 20.0
-    max_blobs: int = 200_000
+    max_runs_per_tick: int = 100
+    max_queued_runs: int = 500
+    max_blobs_per_tick: int = 200_000
+    max_seconds_per_tick: float = 20.0
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+@dataclass
+class Names:
+    """Names of arrivals: how many there are, and the first hundred."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Add a name."""
+        self.count += 1
+        if self.count <= _NAMES_KEPT:
+            self.first.append(name)
+
+    def __str__(self) -> str:
+        told = self.first[:_NAMES_TOLD]
+        more = self.count - len(told)
+        return ", ".join(told) + (f" and {more:,} more" if more else "")
 
 
 @dataclass(frozen=True)
@@ -40,21 +65,11 @@ class Ask:
 
     Attributes:
         arrival: The arrival.
-        change: How many times a run was asked for another content of it before.
+        entry: What the ledger will hold once the run is there.
     """
 
     arrival: Arrival
-    change: int
-
-    @property
-    def entry(self) -> Entry:
-        """What the ledger will hold once the run is there."""
-        return Entry(self.arrival.content, self.change)
-
-    @property
-    def run_key(self) -> str:
-        """The key by which Dagster knows the run: '<arrival>:<content>:<change>'."""
-        return f"{self.arrival.name}:{self.arrival.content}:{self.change}"
+    entry: Entry
 
 
 @dataclass(frozen=True)
@@ -63,30 +78,26 @@ class Outcome:
 
     Attributes:
         asked: The runs to ask for.
-        cursor: The cursor with what was learnt (`waiting`), and all else as it was given.
-        counts: What was seen; the blobs are those of the arrivals that were looked at.
-        settling: Names of arrivals that still change, the first hundred.
-        refused: Names that cannot be those of partitions, the first hundred.
-        is_exhausted: Whether all that was found was looked at.
-        reason: Which bound was reached otherwise.
+        waiting: `Cursor.waiting` with what was learnt.
+        settling: Arrivals that still change.
+        refused: Those whose names cannot be those of partitions, in quotation marks.
+        bound: Which bound was reached; nothing if all that was found was looked at.
     """
 
     asked: tuple[Ask, ...]
-    cursor: Cursor
-    counts: Counts
-    settling: tuple[str, ...]
-    refused: tuple[str, ...]
-    is_exhausted: bool
-    reason: str
+    waiting: Mapping[str, tuple[str, float]]
+    settling: Names
+    refused: Names
+    bound: str
 
 
 def scan(
     found: Iterable[Arrival],
     *,
-    cursor: Cursor,
+    waiting: Mapping[str, tuple[str, float]],
     ledger: Ledger,
     now: float,
-    settings: ScanSettings,
+    limits: Limits,
     orders: Orders = NO_ORDERS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
@@ -99,10 +110,10 @@ def scan(
 
     Args:
         found: The arrivals; none is taken from it after a bound was reached.
-        cursor: What the last tick remembered.
+        waiting: `Cursor.waiting`.
         ledger: What was handed over.
         now: Seconds since 1970.
-        settings: The bounds.
+        limits: The bounds.
         orders: What somebody told the sensor by hand.
         clock: Measures the time that is spent here, in seconds.
 
@@ -111,71 +122,49 @@ def scan(
     """
     begun = clock()
     ledger.settle(now)
-    waiting = dict(cursor.waiting)
+    waiting = dict(waiting)
     asked: list[Ask] = []
     # What is to be asked for, as far as the ledger knows.
     candidates: list[Arrival] = []
-    settling: list[str] = []
-    refused: list[str] = []
-    blobs = looked_at = not_settled = not_named = 0
+    settling, refused = Names(), Names()
     arrivals = iter(found)
-    reason = ""
+    max_runs, max_seconds = limits.max_runs_per_tick, limits.max_seconds_per_tick
+    bound = ""
     while True:
-        if len(asked) + len(candidates) >= settings.max_runs:
+        if len(asked) + len(candidates) >= max_runs:
             asked += _confirmed(candidates, ledger, orders)
             candidates = []
-        if len(asked) >= settings.max_runs:
-            reason = f"{settings.max_runs} runs are the most in one tick"
+        if len(asked) >= max_runs:
+            bound = f"{max_runs} runs are the most in one tick"
             break
-        if clock() - begun > settings.max_seconds:
-            reason = f"{settings.max_seconds:g} seconds are the most for one tick"
+        if clock() - begun > max_seconds:
+            bound = f"{max_seconds:g} seconds are the most for one tick"
             break
         arrival = next(arrivals, None)
         if arrival is None:
             break
-        blobs += arrival.blobs
-        looked_at += 1
         if not is_partition_key(arrival.name):
-            not_named += 1
-            if len(refused) < _NAMES_TOLD:
-                refused.append(arrival.name)
+            refused.add(repr(arrival.name))
         elif orders.is_done(arrival, ledger.get(arrival.name)):
             waiting.pop(arrival.name, None)
-        elif not _is_settled(arrival, waiting, now=now, seconds=settings.settle_seconds):
-            not_settled += 1
-            if len(settling) < _NAMES_TOLD:
-                settling.append(arrival.name)
+        elif not _is_settled(arrival, waiting, now=now, seconds=limits.settle_seconds):
+            settling.add(arrival.name)
         else:
             waiting.pop(arrival.name, None)
             candidates.append(arrival)
     asked += _confirmed(candidates, ledger, orders)
     ledger.doubt([ask.arrival.name for ask in asked], now=now)
     ledger.save()
-    return Outcome(
-        asked=tuple(asked),
-        cursor=replace(cursor, waiting=waiting),
-        counts=Counts(
-            blobs=blobs,
-            arrivals=looked_at,
-            settling=not_settled,
-            asked=len(asked),
-            refused=not_named,
-        ),
-        settling=tuple(settling),
-        refused=tuple(refused),
-        is_exhausted=not reason,
-        reason=reason,
-    )
+    return Outcome(tuple(asked), waiting, settling, refused, bound)
 
 
 def _confirmed(candidates: Sequence[Arrival], ledger: Ledger, orders: Orders) -> list[Ask]:
     """Return those that are to be asked for, by what Dagster's runs tell of them."""
     last = ledger.confirm([arrival.name for arrival in candidates])
     return [
-        Ask(arrival, change=0 if entry is None else entry.change + 1)
+        Ask(arrival, Entry.after(last[arrival.name], arrival.content))
         for arrival in candidates
-        for entry in [last[arrival.name]]
-        if not orders.is_done(arrival, entry)
+        if not orders.is_done(arrival, last[arrival.name])
     ]
 
 

@@ -13,8 +13,10 @@ from synapse_assets.arrivals import (
     Limits,
     RetryPolicy,
     arrival_sensor,
+    runs,
     take_arrival,
 )
+from synapse_assets.arrivals.scan import Ask
 from synapse_assets.datastore import Datastore
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="files")
@@ -89,6 +91,10 @@ class Daemon:
 
     def fail(self, key: str) -> None:
         self.end(key, DagsterEventType.RUN_FAILURE)
+
+
+def run_key(ask: Ask) -> str:
+    return str(runs.request("sensor", ask.arrival.name, ask.entry).run_key)
 
 
 def land(datastore: Datastore, name: str, content: str = "x", *, age: float = 100.0) -> None:

@@ -6,6 +6,7 @@ after it with a new receipt, and is deleted by its last receipt only.
 
 import contextlib
 import itertools
+import math
 import random
 import shutil
 import tempfile
@@ -18,16 +19,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from synapse_assets.arrivals.cursor import Cursor
-from synapse_assets.arrivals.events import QueueEvents, passed, scan_events
+from synapse_assets.arrivals.events import QueueEvents
 from synapse_assets.arrivals.ledger import Entry, Ledger
 from synapse_assets.arrivals.listing import Arrival, Walk, look_at
 from synapse_assets.arrivals.pattern import ArrivalPatterns
-from synapse_assets.arrivals.scan import Outcome, ScanSettings, scan
+from synapse_assets.arrivals.scan import Limits
+from synapse_assets.arrivals.tick import Tick, run_tick
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.clouds import get_cloud
 from synapse_assets.datastore.location import Location
 from synapse_assets.datastore.queue import Message, Receipt, StorageQueue
 from synapse_assets.datastore.storage import LocalStorage
+from synapse_assets_tests.arrivals.daemon import run_key
 from synapse_assets_tests.arrivals.event_messages import cloud_event, event_grid_event, plain
 
 _PATTERNS = ArrivalPatterns.parse(["in/{arrival}/*.csv", "in/{arrival}.csv"])
@@ -102,7 +105,8 @@ class World:
         self._keys: set[str] = set()
         self._folder = folder
         self._order = order
-        self._text: str | None = None
+        # Messages alone must do, as long as none is lost.
+        self._text = Cursor(full_pass=0.0).to_json()
         self.location = Location.parse(
             "az://landing/lake", account=None, cloud=get_cloud("emulator")
         )
@@ -134,27 +138,23 @@ class World:
             self.queue.send(plain(schema(f"lake/{path}", what=what)))
 
     def tick(self, end: _End, *, max_runs: int, full_pass: bool = False) -> None:
-        cursor = Cursor.from_json(self._text)
-        asked: list[Outcome] = []
-        limits = ScanSettings(settle_seconds=0.0, max_runs=max_runs)
-        arguments: dict[str, Any] = {"now": 0.0, "settings": limits, "ledger": self._ledger()}
+        events = QueueEvents(
+            queue="arrivals",
+            hidden_seconds=_HIDDEN_SECONDS,
+            full_pass_seconds=0.0 if full_pass else math.inf,
+        )
         with contextlib.suppress(CrashError), _crashing(self.queue, end):
-            tick = scan_events(
-                QueueEvents(queue="arrivals", hidden_seconds=_HIDDEN_SECONDS),
-                datastore=self.datastore,
-                patterns=_PATTERNS,
-                cursor=cursor,
-                **arguments,
+            tick = run_tick(
+                self.datastore,
+                _PATTERNS,
+                cursor=Cursor.from_json(self._text),
+                ledger=self._ledger(),
+                now=self.queue.now,
+                limits=Limits(settle_seconds=0.0, max_runs_per_tick=max_runs),
+                events=events,
             )
-            asked.append(tick.outcome)
-            if full_pass or tick.wants_full_pass:
-                names = {ask.arrival.name for ask in tick.outcome.asked}
-                walk = (a for a in Walk(self.datastore, _PATTERNS) if a.name not in names)
-                begun = passed(tick.outcome.cursor)
-                arguments["settings"] = ScanSettings(settle_seconds=0.0, max_runs=1000)
-                asked.append(scan(walk, cursor=begun, **arguments))
             if end == "kept":
-                self._keep(asked)
+                self._keep(tick)
 
     def _ledger(self) -> Ledger:
         return Ledger(self.storage(), self.uri("_arrivals", "model"), recall=self._recall)
@@ -162,16 +162,15 @@ class World:
     def _recall(self, arrivals: Collection[str]) -> dict[str, Entry]:
         return {n: Entry(r[-1], len(r) - 1) for n, r in self.runs.items() if r and n in arrivals}
 
-    def _keep(self, outcomes: list[Outcome]) -> None:
-        keys = [ask.run_key for outcome in outcomes for ask in outcome.asked]
+    def _keep(self, tick: Tick) -> None:
+        keys = [run_key(ask) for ask in tick.asked]
         # Dagster compares a tick's keys with those of former ticks, not with each other.
         assert len(set(keys)) == len(keys)
-        for outcome in outcomes:
-            for ask in outcome.asked:
-                if ask.run_key not in self._keys:
-                    self._keys.add(ask.run_key)
-                    self.runs.setdefault(ask.arrival.name, []).append(ask.arrival.content)
-        self._text = outcomes[-1].cursor.to_json()
+        for ask in tick.asked:
+            if run_key(ask) not in self._keys:
+                self._keys.add(run_key(ask))
+                self.runs.setdefault(ask.arrival.name, []).append(ask.arrival.content)
+        self._text = tick.cursor.to_json()
 
     def contents(self) -> dict[str, str]:
         return {a.name: a.content for a in Walk(self.datastore, _PATTERNS)}
@@ -184,7 +183,7 @@ def _crashing(queue: ModelQueue, end: _End) -> Iterator[None]:
     def crash(*_: Any, **__: Any) -> Any:
         raise CrashError
 
-    where = "synapse_assets.arrivals.events.look_at"
+    where = "synapse_assets.arrivals.tick.look_at"
     if end == "deleted":
         with patch.object(queue, "receive", crash):
             yield

@@ -58,7 +58,7 @@ def test_hidden_and_unfinished_blobs_are_ignored(datastore: Datastore) -> None:
 def test_folder_that_is_not_there_holds_nothing(datastore: Datastore) -> None:
     walk = Walk(datastore, PATTERNS)
     assert list(walk) == []
-    assert walk.position is None
+    assert walk.is_complete
 
 
 def test_odd_names_are_kept_as_they_are(datastore: Datastore) -> None:
@@ -165,7 +165,7 @@ def test_walk_in_pieces_finds_what_one_walk_finds(
         (99, 1, 1),
     ]:
         found: dict[str, str] = {}
-        position: Position | None = None
+        position = Position(0.0)
         for _ in range(100):
             walk = Walk(
                 datastore, PATTERNS, position=position, max_blobs=max_blobs, page_size=page_size
@@ -174,9 +174,11 @@ def test_walk_in_pieces_finds_what_one_walk_finds(
             if at_most == 1:
                 new = list(itertools.islice((a for a in walk if a.name not in found), 1))
             found.update({arrival.name: arrival.content for arrival in new})
-            position = Cursor.from_json(Cursor(position=walk.position).to_json()).position
-            if position is None:
+            if walk.is_complete:
                 break
+            kept = Cursor.from_json(Cursor(position=walk.position).to_json()).position
+            assert kept is not None
+            position = kept
         assert found == whole
 
 
@@ -184,7 +186,7 @@ def test_arrival_larger_than_a_tick_is_complete_in_the_end(datastore: Datastore)
     for i in range(10):
         land(datastore, f"a/{i}.csv")
     land(datastore, "b.csv")
-    position = None
+    position = Position(0.0)
     found: list[Arrival] = []
     for ticks in range(1, 20):
         walk = Walk(
@@ -197,7 +199,7 @@ def test_arrival_larger_than_a_tick_is_complete_in_the_end(datastore: Datastore)
         )
         found += walk
         position = walk.position
-        if position is None:
+        if walk.is_complete:
             break
     assert [(arrival.name, arrival.blobs) for arrival in found] == [("a", 10), ("b", 1)]
     assert found[0].content == content(datastore, "a")
@@ -213,7 +215,7 @@ def test_arrival_that_changes_before_the_place_of_the_walk_is_seen_as_it_is(
         land(datastore, name)
     walk = Walk(datastore, PATTERNS, max_blobs=1, page_size=1)
     assert list(walk) == []
-    assert walk.position is not None
+    assert not walk.is_complete
     land(datastore, "a/0.csv")
     found = {a.name: a for a in Walk(datastore, PATTERNS, position=walk.position)}
     assert found["a"].content == content(datastore, "a")
@@ -279,7 +281,7 @@ def test_walk_out_of_time_asks_for_no_further_page() -> None:
         clock=lambda: float(next(clock)),
     )
     assert len(list(walk)) < 5
-    assert walk.position is not None
+    assert not walk.is_complete
     assert listing.listed < 6
 
 

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from synapse_assets.arrivals import ledger as ledger_module
-from synapse_assets.arrivals import sensor as sensor_module
+from synapse_assets.arrivals import tick as tick_module
 from synapse_assets.arrivals.cursor import MAX_CURSOR_BYTES, Cursor
 from synapse_assets.arrivals.ledger import Entry, Ledger
 from synapse_assets.arrivals.listing import Arrival, Walk, look_at
 from synapse_assets.arrivals.orders import Orders
-from synapse_assets.arrivals.scan import Ask, ScanSettings, scan
-from synapse_assets.arrivals.sensor import Arrivals, Limits
+from synapse_assets.arrivals.scan import Ask, Limits, scan
 from synapse_assets.datastore.storage import Storage
-from synapse_assets.defs.titanic.assets import ARRIVALS, PATTERNS, landing
+from synapse_assets.defs.titanic.assets import PATTERNS
 from synapse_assets.errors import StorageError
+from synapse_assets_tests.arrivals.daemon import run_key
 from synapse_assets_tests.contract.conftest import open_store
 from synapse_assets_tests.contract.stores import Store
 
@@ -311,52 +311,54 @@ class Arriving(RuleBasedStateMachine):
 
             return scan(cut(), **options)
 
-        with contextlib.suppress(CrashError), mock.patch.object(sensor_module, "scan", crashing):
+        with contextlib.suppress(CrashError), mock.patch.object(tick_module, "scan", crashing):
             self.evaluate(max_runs=100, seconds=1e9)
 
     def launch(self, asked: Iterable[tuple[Ask, Content]]) -> None:
         known = {run.run_key for run in self.runs}
         for ask, content in asked:
-            if ask.run_key not in known:
-                self.runs.append(Run(ask.arrival.name, ask.entry, ask.run_key, content))
+            if run_key(ask) not in known:
+                self.runs.append(Run(ask.arrival.name, ask.entry, run_key(ask), content))
 
     def evaluate(self, *, max_runs: int, seconds: float) -> tuple[list[tuple[Ask, Content]], str]:
         contents, newest = self.look()
         ticking = itertools.count()
-        limits = Limits(settle_seconds=_SETTLE_SECONDS, max_blobs_per_tick=_MAX_BLOBS)
-        tick = sensor_module._Tick(
-            self.datastore,
-            Arrivals("model", PATTERNS, landing.key, ARRIVALS),
-            self.ledger(),
-            limits,
-            orders=self.orders,
-            now=self.now,
+        limits = Limits(
+            settle_seconds=_SETTLE_SECONDS,
+            max_runs_per_tick=max_runs,
+            max_blobs_per_tick=_MAX_BLOBS,
+            max_seconds_per_tick=seconds,
         )
         with (
             mock.patch.object(
-                sensor_module,
+                tick_module,
                 "Walk",
                 functools.partial(Walk, page_size=_PAGE_FILES, clock=lambda: self.now),
             ),
             mock.patch.object(
-                sensor_module, "look_at", functools.partial(look_at, clock=lambda: self.now)
+                tick_module, "look_at", functools.partial(look_at, clock=lambda: self.now)
             ),
             mock.patch.object(
-                sensor_module,
+                tick_module,
                 "scan",
-                functools.partial(vars(sensor_module)["scan"], clock=lambda: float(next(ticking))),
+                functools.partial(vars(tick_module)["scan"], clock=lambda: float(next(ticking))),
             ),
             mock.patch.object(ledger_module, "_MAX_RECENT", 2),
         ):
-            outcome = tick.pass_on(
-                Cursor.from_json(self.cursor),
-                ScanSettings(_SETTLE_SECONDS, max_runs=max_runs, max_seconds=seconds),
+            tick = tick_module.run_tick(
+                self.datastore,
+                PATTERNS,
+                cursor=Cursor.from_json(self.cursor),
+                ledger=self.ledger(),
+                now=self.now,
+                limits=limits,
+                orders=self.orders,
             )
-        cursor = outcome.cursor.to_json()
+        cursor = tick.cursor.to_json()
         assert len(cursor) <= MAX_CURSOR_BYTES
-        self.complete_passes += outcome.cursor.position is None
+        self.complete_passes += tick.cursor.position is None
         asked = []
-        for ask in outcome.asked:
+        for ask in tick.asked:
             name = ask.arrival.name
             content = contents[name]
             assert self.digests.setdefault((name, content), ask.arrival.content) == (

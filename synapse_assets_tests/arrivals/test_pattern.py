@@ -3,7 +3,7 @@
 import pytest
 from dagster._core.definitions.partitions.utils.base import INVALID_PARTITION_SUBSTRINGS
 
-from synapse_assets.arrivals.pattern import ArrivalPattern, ArrivalPatterns
+from synapse_assets.arrivals.pattern import ArrivalPatterns
 from synapse_assets.arrivals.scan import is_partition_key
 from synapse_assets.errors import ConfigurationError
 
@@ -30,7 +30,7 @@ from synapse_assets.errors import ConfigurationError
     ],
 )
 def test_arrival_is_read_from_a_name(pattern: str, name: str, arrival: str | None) -> None:
-    assert ArrivalPattern.parse(pattern).match(name) == arrival
+    assert ArrivalPatterns.parse([pattern]).match(name) == arrival
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from synapse_assets.datasets.table import resolve
 from synapse_assets.datasets.version import DatasetVersion
 from synapse_assets.datastore import Datastore
 from synapse_assets.defs.titanic.automation import WHOLE, once_per_burst, with_new_content
-from synapse_assets_tests.arrivals.daemon import ARRIVALS, LIMITS, PARTITIONS, Daemon, land
+from synapse_assets_tests.arrivals.daemon import ARRIVALS, PARTITIONS, Daemon, land
 
 DAY = 24 * 3_600.0
 TODAY = dt.datetime.now(tz=dt.timezone.utc).date()
@@ -94,7 +94,6 @@ class World:
             self.instance,
             assets=KEYS,
             before=TODAY - dt.timedelta(days=days),
-            limits=LIMITS,
             tags=WHOLE,
         )
 

@@ -10,11 +10,12 @@ import pytest
 from synapse_assets.arrivals.cursor import Cursor
 from synapse_assets.arrivals.ledger import Entry, Ledger
 from synapse_assets.arrivals.listing import Arrival
-from synapse_assets.arrivals.scan import Outcome, ScanSettings, scan
+from synapse_assets.arrivals.scan import Limits, Names, Outcome, scan
 from synapse_assets.datastore.storage import LocalStorage
+from synapse_assets_tests.arrivals.daemon import run_key
 
 NOW = 1_000.0
-SETTINGS = ScanSettings(settle_seconds=30.0, max_runs=3, max_seconds=10.0)
+LIMITS = Limits(settle_seconds=30.0, max_runs_per_tick=3, max_seconds_per_tick=10.0)
 
 
 class Scanner:
@@ -30,13 +31,14 @@ class Scanner:
 
     def scan(self, *arrivals: Arrival, now: float = NOW) -> Outcome:
         found = [replace(arrival, begun=now) for arrival in arrivals]
-        outcome = scan(found, cursor=self.cursor, ledger=self.ledger, now=now, settings=SETTINGS)
+        waiting = self.cursor.waiting
+        outcome = scan(found, waiting=waiting, ledger=self.ledger, now=now, limits=LIMITS)
         self.runs.update({ask.arrival.name: ask.entry for ask in outcome.asked})
-        self.cursor = Cursor.from_json(outcome.cursor.to_json())
+        self.cursor = Cursor.from_json(Cursor(waiting=outcome.waiting).to_json())
         return outcome
 
     def keys(self, *arrivals: Arrival, now: float = NOW) -> list[str]:
-        return [ask.run_key for ask in self.scan(*arrivals, now=now).asked]
+        return [run_key(ask) for ask in self.scan(*arrivals, now=now).asked]
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_arrival_that_was_gone_and_is_back_is_not_asked_for(scanner: Scanner) ->
 def test_arrival_is_settled_when_its_newest_blob_is_old_enough(scanner: Scanner) -> None:
     young = arrival(modified=NOW - 29)
     outcome = scanner.scan(young)
-    assert (outcome.asked, outcome.settling, outcome.counts.settling) == ((), ("a",), 1)
+    assert (outcome.asked, outcome.settling) == ((), Names(1, ["a"]))
     assert len(scanner.keys(young, now=NOW + 1)) == 1
 
 
@@ -88,16 +90,15 @@ def test_arrival_that_was_read_in_parts_is_settled_from_when_it_was_begun(
     scanner: Scanner,
 ) -> None:
     parts = replace(arrival(modified=NOW - 40), begun=NOW - 20)
-    outcome = scan([parts], cursor=Cursor(), ledger=scanner.ledger, now=NOW, settings=SETTINGS)
-    assert outcome.settling == ("a",)
+    outcome = scan([parts], waiting={}, ledger=scanner.ledger, now=NOW, limits=LIMITS)
+    assert outcome.settling == Names(1, ["a"])
 
 
 def test_scan_stops_at_its_most_runs_and_takes_no_more(scanner: Scanner) -> None:
     found = iter([arrival(name) for name in "abcde"])
-    outcome = scan(found, cursor=Cursor(), ledger=scanner.ledger, now=NOW, settings=SETTINGS)
+    outcome = scan(found, waiting={}, ledger=scanner.ledger, now=NOW, limits=LIMITS)
     assert [ask.arrival.name for ask in outcome.asked] == ["a", "b", "c"]
-    assert not outcome.is_exhausted
-    assert "3 runs are the most" in outcome.reason
+    assert "3 runs are the most" in outcome.bound
     assert [rest.name for rest in found] == ["d", "e"]
 
 
@@ -109,19 +110,19 @@ def test_scan_stops_when_its_time_is_over(scanner: Scanner) -> None:
     clock = itertools.count(step=4)
     outcome = scan(
         endless(),
-        cursor=Cursor(),
+        waiting={},
         ledger=scanner.ledger,
         now=NOW,
-        settings=SETTINGS,
+        limits=LIMITS,
         clock=lambda: float(next(clock)),
     )
-    assert outcome.counts.arrivals == 2
-    assert "10 seconds" in outcome.reason
+    assert outcome.settling.count == 2
+    assert "10 seconds" in outcome.bound
 
 
 def test_name_that_is_no_partition_is_told_and_not_asked_for(scanner: Scanner) -> None:
     outcome = scanner.scan(arrival("a...b"), arrival("c"))
-    assert outcome.refused == ("a...b",)
+    assert outcome.refused == Names(1, ["'a...b'"])
     assert [ask.arrival.name for ask in outcome.asked] == ["c"]
 
 
@@ -137,7 +138,7 @@ def test_lost_ledger_asks_for_nothing_that_dagster_knows(tmp_path: Path) -> None
 
 def test_ledger_is_written_before_anything_is_asked_for(tmp_path: Path) -> None:
     scanner = Scanner(tmp_path)
-    scan([arrival()], cursor=Cursor(), ledger=scanner.ledger, now=NOW, settings=SETTINGS)
+    scan([arrival()], waiting={}, ledger=scanner.ledger, now=NOW, limits=LIMITS)
     # Another process: it knows that a run of the arrival may be there.
     asked: list[str] = []
 
@@ -152,6 +153,7 @@ def test_ledger_is_written_before_anything_is_asked_for(tmp_path: Path) -> None:
 
 def test_names_that_are_told_do_not_grow(scanner: Scanner) -> None:
     outcome = scanner.scan(*(arrival(f"{i}", modified=NOW + 1e9) for i in range(3_000)))
-    assert outcome.counts.settling == 3_000
-    assert len(outcome.settling) == 100
+    assert outcome.settling.count == 3_000
+    assert len(outcome.settling.first) == 100
+    assert str(outcome.settling) == "0, 1, 2, 3, 4 and 2,995 more"
     assert len(scanner.cursor.waiting) <= 1_000

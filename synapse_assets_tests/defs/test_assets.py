@@ -174,7 +174,7 @@ def test_sensor_asks_again_for_what_failed_but_not_for_what_is_unreadable(
             policy=RetryPolicy(delay_seconds=0.0),
             limit=10,
         )
-        return [retry.arrival for retry in retries]
+        return [str(retry.partition_key) for retry in retries]
 
     def tags(arrival: str) -> dict[str, str]:
         seen = look_at(arrivals.datastore, PATTERNS, arrival)
@@ -185,7 +185,7 @@ def test_sensor_asks_again_for_what_failed_but_not_for_what_is_unreadable(
     arrivals.land("good.csv", GOOD)
     assert not arrivals.take_in("bad", **tags("bad")).success
     assert find() == []
-    monkeypatch.setattr(LocalCpu, "batch_service", None)
+    monkeypatch.setattr(LocalCpu, "batch", None)
     assert not arrivals.take_in("good", **tags("good")).success
     assert find() == ["good"]
 
