@@ -218,8 +218,9 @@ def commit(datastore: Datastore, staged: StagedDataset, *, slot: Slot) -> Datase
             partition_by=slot.partition_by,
         )
 
+    _check_files(datastore, uri, staged)
     with ThreadPoolExecutor(1) as reader:
-        # The staged files are looked at while the log is opened: each is a chain of requests.
+        # The staged files are read while the log is opened: each is a chain of requests.
         content = reader.submit(_new_content, datastore, uri, staged, slot)
         return transact(
             datastore,
@@ -269,7 +270,6 @@ def _new_content(datastore: Datastore, uri: str, staged: StagedDataset, slot: Sl
     """Return the schema, the add actions and the reference's files of the staged files."""
     from deltalake.transaction import AddAction
 
-    _check_files(datastore, uri, staged)
     files: Sequence[DataFile] = staged.files
     if staged.kind == "FileDataset":
         files = [file_entries.write(staged, uri=uri, folder=slot.folder, datastore=datastore)]
