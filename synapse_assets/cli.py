@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import gc
 import json
 import logging
@@ -192,23 +191,18 @@ def _require_services(home: Path) -> None:
 def _services(options: argparse.Namespace) -> int:
     from synapse_assets.services.supervisor import fetch_all, run_services
 
-    say = functools.partial(print, flush=True)
     if options.fetch:
-        fetch_all(say)
+        fetch_all()
     else:
-        run_services(say=say)
+        run_services()
     return 0
 
 
 def _emulator(options: argparse.Namespace) -> int:
     from synapse_assets.services.supervisor import run_emulator
 
-    run_emulator(
-        port=options.port,
-        pools=options.pool or ("spark01",),
-        master=options.master,
-        say=functools.partial(print, flush=True),
-    )
+    pools = options.pool or ("spark01",)
+    run_emulator(port=options.port, pools=pools, master=options.master)
     return 0
 
 

@@ -484,7 +484,7 @@ class TestAzurite:
         assert findings["rights"].status == "skipped"
 
     def test_key_of_another_account(self, container: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(credentials, "_EMULATOR_KEY", KEY)
+        monkeypatch.setattr(credentials, "EMULATOR_KEY", KEY)
         findings = look()
         assert findings["container"].status == "failed"
         assert "failed to authenticate" in findings["container"].found
@@ -499,7 +499,7 @@ class TestAzurite:
         token = generate_container_sas(
             ACCOUNT,
             container,
-            account_key=credentials._EMULATOR_KEY,
+            account_key=credentials.EMULATOR_KEY,
             permission=ContainerSasPermissions(read=True, list=True),
             expiry=dt.datetime.now(dt.timezone.utc) + dt.timedelta(hours=1),
         )

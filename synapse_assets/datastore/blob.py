@@ -2,17 +2,21 @@
 
 import contextlib
 import functools
-import hashlib
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from synapse_assets.datastore.storage import PAGE_FILES, Page, Storage, StoredFile, replacing
+from synapse_assets.datastore.storage import (
+    PAGE_FILES,
+    Page,
+    Storage,
+    StoredFile,
+    could_not,
+    name_of,
+)
 from synapse_assets.errors import StorageError
 
 if TYPE_CHECKING:
@@ -75,25 +79,23 @@ class BlobStorage(Storage):
         # Large blobs take turns: together their blocks would take any amount of memory.
         self._large = threading.Lock()
 
-    def read_bytes(self, uri: str) -> bytes | None:
-        with self._explained("read", uri):
-            blob = self.container_client.get_blob_client(self._name(uri))
-            with _NoBlob():
-                return bytes(blob.download_blob(max_concurrency=_CONNECTIONS).readall())
-        return None
+    def _read(self, uri: str) -> bytes:
+        return bytes(self._blob(uri).download_blob(max_concurrency=_CONNECTIONS).readall())
 
-    def write_atomically(self, uri: str, content: bytes) -> None:
-        with self._explained("write", uri):
-            self.container_client.upload_blob(self._name(uri), content, overwrite=True)
+    def _write(self, uri: str, content: bytes) -> None:
+        self._blob(uri).upload_blob(content, overwrite=True)
 
-    def remove(self, uri: str) -> None:
-        with self._explained("remove", uri), _NoBlob():
-            self.container_client.delete_blob(self._name(uri))
+    def _remove(self, uri: str) -> None:
+        self._blob(uri).delete_blob()
+
+    def _stat(self, uri: str) -> StoredFile | None:
+        found = self._blob(uri).get_blob_properties()
+        return None if _is_folder(found.metadata) else _stored(found, path=name_of(uri))
 
     def list_pages(
         self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
     ) -> Iterator[Page]:
-        folder = f"{self._name(uri)}/".lstrip("/")
+        folder = f"{_blob_name(uri)}/".lstrip("/")
         with self._explained("list", uri):
             pages: Any = self.container_client.list_blobs(
                 folder + prefix, include=["metadata"], results_per_page=size
@@ -110,73 +112,22 @@ class BlobStorage(Storage):
                 )
             yield Page(files, pages.continuation_token or None)
 
-    def stat(self, uri: str) -> StoredFile | None:
-        with self._explained("look at", uri), _NoBlob():
-            found = self.container_client.get_blob_client(self._name(uri)).get_blob_properties()
-            if not _is_folder(found.metadata):
-                return _stored(found, path=uri.rpartition("/")[2])
-        return None
-
-    def upload(self, path: Path, uri: str) -> StoredFile:
+    def _upload(self, path: Path, uri: str) -> StoredFile:
         size = path.stat().st_size
         turn = self._large if size > _BLOCK_BYTES else contextlib.nullcontext()
-        with self._explained("write", uri), turn, path.open("rb") as stream:
-            blob = self.container_client.get_blob_client(self._name(uri))
-            made = blob.upload_blob(
+        with turn, path.open("rb") as stream:
+            made = self._blob(uri).upload_blob(
                 stream, length=size, overwrite=True, max_concurrency=_CONNECTIONS
             )
-        return StoredFile(
-            path=uri.rpartition("/")[2],
-            size=size,
-            etag=made["etag"].strip('"'),
-            modified=made["last_modified"].timestamp(),
-        )
+        etag, modified = made["etag"].strip('"'), made["last_modified"].timestamp()
+        return StoredFile(path=name_of(uri), size=size, etag=etag, modified=modified)
 
-    def download(self, uri: str, path: Path) -> str:
-        digest = hashlib.sha256()
-        blob = self.container_client.get_blob_client(self._name(uri))
-        with (
-            self._explained("read", uri),
-            replacing(path) as temporary,
-            temporary.open("wb") as target,
-        ):
-            # In order, as the hash needs them: the SDK itself writes them as they arrive.
-            for block in self._blocks(blob):
-                target.write(block)
-                digest.update(block)
-        return digest.hexdigest()
-
-    def _blocks(self, blob: "BlobClient") -> Iterator[bytes]:
-        """Yield a blob's content, in order; a large one's comes over several connections."""
-        from azure.core import MatchConditions
-
-        first = blob.download_blob()
+    def _download(self, uri: str, path: Path) -> None:
+        found = self._blob(uri).download_blob(max_concurrency=_CONNECTIONS)
         # The first request brings the whole of a small blob, and tells the size of a large one.
-        yield first.read(_BLOCK_BYTES)
-        if first.size <= _BLOCK_BYTES:
-            return
-
-        def read(offset: int) -> bytes:
-            block = blob.download_blob(
-                offset,
-                min(_RANGE_BYTES, first.size - offset),
-                etag=first.properties.etag,
-                match_condition=MatchConditions.IfNotModified,
-            )
-            return bytes(block.readall())
-
-        pool = ThreadPoolExecutor(_CONNECTIONS)
-        with self._large:
-            try:
-                running: deque[Future[bytes]] = deque()
-                for offset in range(_BLOCK_BYTES, first.size, _RANGE_BYTES):
-                    running.append(pool.submit(read, offset))
-                    if len(running) == _CONNECTIONS:
-                        yield running.popleft().result()
-                while running:
-                    yield running.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        turn = self._large if found.size > _BLOCK_BYTES else contextlib.nullcontext()
+        with turn, path.open("wb") as target:
+            found.readinto(target)
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return pyarrow's own file system for a login by key or SAS, otherwise adlfs.
@@ -189,19 +140,15 @@ class BlobStorage(Storage):
     def _native_filesystem(self) -> "pyarrow.fs.FileSystem | None":
         options = self._options
         login = {name: options[name] for name in ("account_key", "sas_token") if name in options}
+        # With a dot before it, the name of the account comes before that.
+        suffix = options.get("account_host", "").partition(".blob.")[2]
+        scheme, host = "https", f".{{}}.{suffix}"
         if "connection_string" in options:
             parts = (part.partition("=") for part in options["connection_string"].split(";"))
             connection = {name: value for name, _, value in parts}
-            url = urlsplit(connection["BlobEndpoint"])
             login = {"account_key": connection["AccountKey"]}
-            hosts = {"blob": url.netloc, "dfs": url.netloc}
-            scheme = url.scheme
-        elif login:
-            # With a dot before it, the name of the account comes before that.
-            suffix = options["account_host"].partition(".blob.")[2]
-            hosts = {service: f".{service}.{suffix}" for service in ("blob", "dfs")}
-            scheme = "https"
-        else:
+            scheme, host = urlsplit(connection["BlobEndpoint"])[:2]
+        if not login:
             return None
         try:
             from pyarrow.fs import AzureFileSystem
@@ -209,9 +156,9 @@ class BlobStorage(Storage):
             return AzureFileSystem(
                 options["account_name"],
                 **login,
-                blob_storage_authority=hosts["blob"],
+                blob_storage_authority=host.format("blob"),
                 blob_storage_scheme=scheme,
-                dfs_storage_authority=hosts["dfs"],
+                dfs_storage_authority=host.format("dfs"),
                 dfs_storage_scheme=scheme,
             )
         except (ImportError, TypeError):
@@ -219,7 +166,7 @@ class BlobStorage(Storage):
             return None
 
     def arrow_path(self, uri: str) -> str:
-        return f"{self._container}/{self._name(uri)}"
+        return f"{self._container}/{_blob_name(uri)}"
 
     def filesystem(self) -> "AbstractFileSystem":
         options = dict(self._options)
@@ -240,49 +187,46 @@ class BlobStorage(Storage):
             "max_single_put_size": _BLOCK_BYTES,
             "max_block_size": _BLOCK_BYTES,
             "max_single_get_size": _BLOCK_BYTES,
-            "max_chunk_get_size": _BLOCK_BYTES,
+            "max_chunk_get_size": _RANGE_BYTES,
         }
         options = self._options
-        if "connection_string" in options:
-            service = BlobServiceClient.from_connection_string(
-                options["connection_string"], **settings
-            )
-            return service.get_container_client(self._container)
         login = options.get("account_key") or options.get("sas_token") or self._credential
-        if login is None:
+        if login is None and "connection_string" not in options:
             from azure.identity import DefaultAzureCredential
 
             login = DefaultAzureCredential()
-        service = BlobServiceClient(f"https://{options['account_host']}", login, **settings)
+        service: BlobServiceClient = _connect(BlobServiceClient, options, login, **settings)
         return service.get_container_client(self._container)
 
-    def _name(self, uri: str) -> str:
-        """Return the name of the blob in the container: a URI is not encoded."""
-        return uri.partition("://")[2].partition("/")[2]
+    def _blob(self, uri: str) -> "BlobClient":
+        return self.container_client.get_blob_client(_blob_name(uri))
 
-    def _explained(self, operation: str, uri: str) -> contextlib.AbstractContextManager[None]:
-        return explained(
-            operation,
-            uri,
-            {
-                "ContainerNotFound": f"Create the container '{self._container}', or choose another "
-                "root.",
-                "BlobNotFound": "Its version was vacuumed, or somebody removed the file: "
-                "materialize the asset again, or use another version.",
-                "unreachable": "Look whether the account exists and this machine reaches it, and "
-                "run it again.",
-                "403": "Give the identity in use the role 'Storage Blob Data Contributor' on the "
-                "container, or look at the account's firewall.",
-                "other": "Run 'synapse-assets doctor' to see what is wrong with the datastore.",
-            },
-        )
+    def _translate(self, error: Exception, operation: str, uri: str) -> Exception | None:
+        from azure.core.exceptions import ResourceNotFoundError
+
+        code = error_code(error)
+        # A container that is not there is an error, too, where a blob is asked for.
+        if isinstance(error, ResourceNotFoundError) and code != "ContainerNotFound":
+            return FileNotFoundError(f"There is no file {uri}.")
+        remedies = {
+            "ContainerNotFound": f"Create the container '{self._container}', or choose another "
+            "root.",
+            "unreachable": "Look whether the account exists and this machine reaches it, and run "
+            "it again.",
+            "403": "Give the identity in use the role 'Storage Blob Data Contributor' on the "
+            "container, or look at the account's firewall.",
+            "other": "Run 'synapse-assets doctor' to see what is wrong with the datastore.",
+        }
+        return translate(error, operation, uri, remedies)
 
 
-@contextlib.contextmanager
-def explained(operation: str, what: str, remedies: Mapping[str, str]) -> Iterator[None]:
-    """Raise what the SDK raises as a StorageError that says what, where, and what to do.
+def translate(
+    error: Exception, operation: str, what: str, remedies: Mapping[str, str]
+) -> StorageError | None:
+    """Return an error of the SDK as one that says what, where, and what to do.
 
     Args:
+        error: The error.
         operation: What is done.
         what: With what.
         remedies: What to do, by the service's code or the status; 'unreachable' is for no answer,
@@ -290,15 +234,13 @@ def explained(operation: str, what: str, remedies: Mapping[str, str]) -> Iterato
     """
     from azure.core.exceptions import AzureError, ServiceRequestError, ServiceResponseError
 
-    try:
-        yield
-    except AzureError as e:
-        no_answer = isinstance(e, ServiceRequestError | ServiceResponseError)
-        status = "unreachable" if no_answer else str(getattr(e, "status_code", ""))
-        known = {**_REMEDIES, **remedies}
-        remedy = known.get(error_code(e)) or known.get(status) or known["other"]
-        problem = str(e).strip().partition("\n")[0].rstrip(".")
-        raise StorageError(f"Could not {operation} {what}: {problem}. {remedy}") from e
+    if not isinstance(error, AzureError):
+        return None
+    no_answer = isinstance(error, ServiceRequestError | ServiceResponseError)
+    status = "unreachable" if no_answer else str(getattr(error, "status_code", ""))
+    known = {**_REMEDIES, **remedies}
+    remedy = known.get(error_code(error)) or known.get(status) or known["other"]
+    return could_not(operation, what, error, remedy)
 
 
 def error_code(error: Exception) -> str:
@@ -307,14 +249,17 @@ def error_code(error: Exception) -> str:
     return str(getattr(found, "value", found) or "")
 
 
-class _NoBlob(contextlib.AbstractContextManager[None, bool]):
-    """Takes a blob that is not there for nothing; a container that is not there is an error."""
+def _blob_name(uri: str) -> str:
+    """Return the name of the blob in the container: a URI is not encoded."""
+    return uri.partition("://")[2].partition("/")[2]
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        from azure.core.exceptions import ResourceNotFoundError
 
-        is_missing = isinstance(error, ResourceNotFoundError)
-        return is_missing and getattr(error, "error_code", None) != "ContainerNotFound"
+def _connect(client: Any, options: Mapping[str, Any], login: Any, **settings: Any) -> Any:
+    """Return a client of the account that adlfs' options name."""
+    connection = options.get("connection_string")
+    if connection is not None:
+        return client.from_connection_string(connection, **settings)
+    return client(f"https://{options['account_host']}", login, **settings)
 
 
 def _stored(blob: Any, *, path: str) -> StoredFile:
@@ -369,16 +314,9 @@ def _adlfs_class() -> "type[AbstractFileSystem]":
 
         def do_connect(self) -> None:
             """Make the client with our retries."""
-            settings = _retries(ExponentialRetry)
-            if self.connection_string is not None:
-                self.service_client = BlobServiceClient.from_connection_string(
-                    self.connection_string, **settings
-                )
-                return
             login = self.credential or self.account_key or self.sas_token
-            self.service_client = BlobServiceClient(
-                f"https://{self.account_host}", login, **settings
-            )
+            settings = _retries(ExponentialRetry)
+            self.service_client = _connect(BlobServiceClient, vars(self), login, **settings)
 
         @classmethod
         def _strip_protocol(cls, path: Any) -> Any:

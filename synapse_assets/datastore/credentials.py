@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import dagster as dg
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _HIDDEN = "**********"
 # Not a secret: https://learn.microsoft.com/azure/storage/common/storage-connect-azurite
-_EMULATOR_KEY = (
+EMULATOR_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 # adlfs and delta-rs read these by themselves, and take them before what they are given.
@@ -45,9 +45,22 @@ _OTHER_LOGINS = (
     "AZURE_STORAGE_MASTER_KEY",
     "AZURE_STORAGE_SAS_TOKEN",
 )
-# Hosts that hand out a managed identity's tokens in a way that object_store does not speak: Azure
-# Arc, Azure ML and Cloud Shell, Service Fabric.
-_FOREIGN_IDENTITY_HOSTS = ("IMDS_ENDPOINT", "MSI_ENDPOINT", "IDENTITY_SERVER_THUMBPRINT")
+# By which variable azure-identity's default chain takes what its classes take as an argument.
+_VARIABLES = {
+    "authority": "AZURE_AUTHORITY_HOST",
+    "client_id": "AZURE_CLIENT_ID",
+    "tenant_id": "AZURE_TENANT_ID",
+    "client_secret": "AZURE_CLIENT_SECRET",
+    "certificate_path": "AZURE_CLIENT_CERTIFICATE_PATH",
+    "password": "AZURE_CLIENT_CERTIFICATE_PASSWORD",
+    "token_file_path": "AZURE_FEDERATED_TOKEN_FILE",
+}
+# What the chain is called where it is not the class itself; nothing for the whole of it.
+_IN_CHAIN = {
+    "ClientSecretCredential": "EnvironmentCredential",
+    "CertificateCredential": "EnvironmentCredential",
+    "DefaultAzureCredential": "",
+}
 
 
 @dataclass(frozen=True)
@@ -81,9 +94,6 @@ class _Login:
         secret: The 'account_key' or the 'sas_token'; none for an identity.
         identity: Name of the class of azure-identity.
         arguments: What that class takes.
-        variables: Those by which the default chain finds this identity and no other.
-        delta: Further storage options of deltalake, if it can log in by itself; otherwise it
-            gets a token.
         hadoop: Properties of the ABFS driver's account, if it can log in by itself; otherwise it
             gets a SAS that the identity signs.
         hadoop_secret: Those of them that hold a secret.
@@ -91,10 +101,8 @@ class _Login:
 
     secret: Mapping[str, str] = field(default_factory=dict)
     identity: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    variables: Mapping[str, str | None] = field(default_factory=dict)
-    delta: Mapping[str, str] | None = None
-    hadoop: Mapping[str, str] | None = None
+    arguments: Mapping[str, str | None] = field(default_factory=dict)
+    hadoop: Mapping[str, str | None] = field(default_factory=dict)
     hadoop_secret: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,7 +119,6 @@ class StorageCredential(dg.Config):
     # An error of pydantic repeats what it was given, the secret too.
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    is_identity: ClassVar[bool] = True
     kind: str
 
     @model_serializer(mode="wrap")
@@ -124,6 +131,9 @@ class StorageCredential(dg.Config):
 
     @abstractmethod
     def _login(self, cloud: Cloud) -> _Login: ...
+
+    def _fields(self) -> dict[str, str | None]:
+        return {name: value for name, value in self if name != "kind"}
 
     def token_credential(self, cloud: Cloud) -> "TokenCredential | None":
         """Return the credential of azure-identity, None for an account key or a SAS.
@@ -149,28 +159,20 @@ class StorageCredential(dg.Config):
         For a login by token they make adlfs use azure-identity's default chain, which finds the
         same identity in a process that has the variables of `environment`.
         """
-        self._check_location(location)
-        self._refuse_other_logins()
+        secret = self._login_at(location).secret
         public = {
             "account_name": location.account,
             "account_host": location.cloud.account_host(location.account, "blob"),
             "anon": False,
         }
-        secret = self._login(location.cloud).secret
         return Options(public, lambda: secret)
 
     def delta_options(self, location: Location) -> dict[str, str]:
         """Return the storage options of deltalake and polars, for `location.object_store_uri`.
 
-        Call it anew for each table that is opened: some logins give a token that expires. The
-        others refresh by themselves while the table is open.
+        Call it anew for each table that is opened: the token of an identity expires.
         """
-        self._check_location(location)
-        self._refuse_other_logins()
-        login = self._login(location.cloud)
-        own: Mapping[str, str] = {**login.secret, **(login.delta or {})}
-        if login.delta is None and not login.secret:
-            own = {"bearer_token": bearer_token(self._identity(location), location.cloud)}
+        secret = self._login_at(location).secret
         # All of it is explicit: delta-rs fills in what is missing from the environment.
         return {
             "account_name": location.account,
@@ -180,35 +182,37 @@ class StorageCredential(dg.Config):
             # Any value keeps delta-rs from taking another login out of the environment.
             "use_azure_cli": "false",
             "skip_signature": "false",
-            **own,
+            **(secret or {"bearer_token": bearer_token(self._identity(location), location.cloud)}),
         }
 
     def hadoop_configuration(self, location: Location) -> Options:
         """Return the properties of Hadoop's ABFS driver (hadoop-azure 3.4.1 or later)."""
-        self._check_location(location)
-        login = self._login(location.cloud)
+        login = self._login_at(location)
         host = location.cloud.account_host(location.account, "dfs")
 
-        def of_account(properties: Mapping[str, str]) -> dict[str, str]:
-            return {f"fs.azure.{name}.{host}": value for name, value in properties.items()}
+        def of_account(properties: Mapping[str, str | None]) -> dict[str, str]:
+            return {f"fs.azure.{name}.{host}": text for name, text in properties.items() if text}
 
-        if login.hadoop is not None:
+        def make_sas() -> str:
+            sas = login.secret.get("sas_token")
+            return sas or user_delegation_sas(self._identity(location), location)
+
+        if login.hadoop:
             return Options(of_account(login.hadoop), lambda: of_account(login.hadoop_secret))
-        return Options(
-            of_account({"account.auth.type": "SAS"}),
-            lambda: of_account(
-                {"sas.fixed.token": user_delegation_sas(self._identity(location), location)}
-            ),
-        )
+        if "account_key" in login.secret:
+            key = login.secret["account_key"]
+            public = of_account({"account.auth.type": "SharedKey"})
+            return Options(public, lambda: of_account({"account.key": key}))
+        public = of_account({"account.auth.type": "SAS"})
+        return Options(public, lambda: of_account({"sas.fixed.token": make_sas()}))
 
     def queue_login(self, location: Location) -> tuple[str, Any]:
         """Return the URL of the account's queue service, and what its SDK logs in with there."""
-        self._check_location(location)
+        secret = self._login_at(location).secret
         url = f"https://{location.cloud.account_host(location.account, 'queue')}"
-        secret = self._login(location.cloud).secret
         if "account_key" in secret:
             return url, {"account_name": location.account, **secret}
-        return url, secret.get("sas_token") or self.token_credential(location.cloud)
+        return url, secret.get("sas_token") or self._identity(location)
 
     def environment(self, cloud: Cloud) -> dict[str, str]:
         """Return the variables by which a subprocess' default chain finds this identity.
@@ -216,9 +220,14 @@ class StorageCredential(dg.Config):
         They may hold secrets. Empty for an account key or a SAS, which are no identity.
         """
         self._check(cloud)
-        if not self.is_identity:
+        login = self._login(cloud)
+        if not login.identity:
             return {}
-        variables = {"AZURE_AUTHORITY_HOST": cloud.authority_host, **self._login(cloud).variables}
+        variables = {
+            "AZURE_TOKEN_CREDENTIALS": _IN_CHAIN.get(login.identity, login.identity),
+            "AZURE_AUTHORITY_HOST": cloud.authority_host,
+            **{_VARIABLES[name]: value for name, value in login.arguments.items()},
+        }
         return {name: value for name, value in variables.items() if value}
 
     def _identity(self, location: Location) -> "TokenCredential":
@@ -242,15 +251,18 @@ class StorageCredential(dg.Config):
                 "and no other cloud does. Change one of them."
             )
 
-    def _check_location(self, location: Location) -> None:
+    def _login_at(self, location: Location) -> _Login:
+        """Return the login to an account, which the libraries would not take another one for."""
         if location.kind != "azure":
             raise ConfigurationError(
                 f"The datastore {location.uri()} is not on Azure storage, and takes no credential. "
                 "Take the credential out of the datastore."
             )
         self._check(location.cloud)
+        self._check_alone(location)
+        return self._login(location.cloud)
 
-    def _refuse_other_logins(self) -> None:
+    def _check_alone(self, _: Location) -> None:
         """Refuse variables by which the libraries would log in as somebody else."""
         fields = type(self).model_fields
         own = {getattr(self, name) for name, field in fields.items() if not field.repr}
@@ -275,27 +287,11 @@ class ManagedIdentity(StorageCredential):
         description="Client id of a user-assigned identity; without it the machine's own.",
     )
 
-    def _login(self, cloud: Cloud) -> _Login:
-        client = self.client_id
-        delta: dict[str, str] | None = {"client_id": client} if client else {}
-        # App Service and Container Apps; delta-rs does not look for it.
-        endpoint = os.environ.get("IDENTITY_ENDPOINT")
-        if any(os.environ.get(name) for name in _FOREIGN_IDENTITY_HOSTS):
-            delta = None
-        elif endpoint:
-            delta = {**(delta or {}), "msi_endpoint": endpoint}
+    def _login(self, _: Cloud) -> _Login:
         return _Login(
             identity="ManagedIdentityCredential",
-            arguments={"client_id": client},
-            variables={
-                "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
-                "AZURE_CLIENT_ID": client,
-            },
-            delta=delta,
-            hadoop={
-                **_oauth("MsiTokenProvider"),
-                **({"account.oauth2.client.id": client} if client else {}),
-            },
+            arguments={"client_id": self.client_id},
+            hadoop={**_oauth("MsiTokenProvider"), "account.oauth2.client.id": self.client_id},
         )
 
 
@@ -311,17 +307,14 @@ class WorkloadIdentity(StorageCredential):
         client = self._field_or_variable("client_id", "AZURE_CLIENT_ID")
         tenant = self._field_or_variable("tenant_id", "AZURE_TENANT_ID")
         file = self._field_or_variable("token_file", "AZURE_FEDERATED_TOKEN_FILE")
-        app = {"client_id": client, "tenant_id": tenant}
         return _Login(
             identity="WorkloadIdentityCredential",
-            arguments={**app, "token_file_path": file, "authority": cloud.authority_host},
-            variables={
-                "AZURE_TOKEN_CREDENTIALS": "WorkloadIdentityCredential",
-                "AZURE_CLIENT_ID": client,
-                "AZURE_TENANT_ID": tenant,
-                "AZURE_FEDERATED_TOKEN_FILE": file,
+            arguments={
+                "client_id": client,
+                "tenant_id": tenant,
+                "token_file_path": file,
+                "authority": cloud.authority_host,
             },
-            delta={**app, "federated_token_file": file, "authority_host": cloud.authority_host},
             hadoop={
                 **_oauth("WorkloadIdentityTokenProvider"),
                 "account.oauth2.msi.authority": f"{cloud.authority_host}/",
@@ -351,20 +344,10 @@ class ClientSecret(StorageCredential):
     client_secret: str = Field(repr=False, description="Its secret, by dg.EnvVar.")
 
     def _login(self, cloud: Cloud) -> _Login:
-        app = {
-            "tenant_id": self.tenant_id,
-            "client_id": self.client_id,
-            "client_secret": self.client_secret,
-        }
         endpoint = f"{cloud.authority_host}/{self.tenant_id}/oauth2/token"
         return _Login(
             identity="ClientSecretCredential",
-            arguments={**app, "authority": cloud.authority_host},
-            variables={
-                "AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential",
-                **{f"AZURE_{name.upper()}": value for name, value in app.items()},
-            },
-            delta={**app, "authority_host": cloud.authority_host},
+            arguments={**self._fields(), "authority": cloud.authority_host},
             hadoop={
                 **_oauth("ClientCredsTokenProvider"),
                 "account.oauth2.client.endpoint": endpoint,
@@ -386,23 +369,8 @@ class ClientCertificate(StorageCredential):
     )
 
     def _login(self, cloud: Cloud) -> _Login:
-        return _Login(
-            identity="CertificateCredential",
-            arguments={
-                "tenant_id": self.tenant_id,
-                "client_id": self.client_id,
-                "certificate_path": self.certificate_path,
-                "password": self.password,
-                "authority": cloud.authority_host,
-            },
-            variables={
-                "AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential",
-                "AZURE_TENANT_ID": self.tenant_id,
-                "AZURE_CLIENT_ID": self.client_id,
-                "AZURE_CLIENT_CERTIFICATE_PATH": self.certificate_path,
-                "AZURE_CLIENT_CERTIFICATE_PASSWORD": self.password,
-            },
-        )
+        arguments = {**self._fields(), "authority": cloud.authority_host}
+        return _Login(identity="CertificateCredential", arguments=arguments)
 
 
 class AzureCli(StorageCredential):
@@ -410,12 +378,8 @@ class AzureCli(StorageCredential):
 
     kind: Literal["azure_cli"] = "azure_cli"
 
-    def _login(self, cloud: Cloud) -> _Login:
-        return _Login(
-            identity="AzureCliCredential",
-            variables={"AZURE_TOKEN_CREDENTIALS": "AzureCliCredential"},
-            delta={"use_azure_cli": "true"},
-        )
+    def _login(self, _: Cloud) -> _Login:
+        return _Login(identity="AzureCliCredential")
 
 
 class DefaultChain(StorageCredential):
@@ -424,9 +388,8 @@ class DefaultChain(StorageCredential):
     kind: Literal["default"] = "default"
 
     def _login(self, cloud: Cloud) -> _Login:
-        return _Login(
-            identity="DefaultAzureCredential", arguments={"authority": cloud.authority_host}
-        )
+        arguments = {"authority": cloud.authority_host}
+        return _Login(identity="DefaultAzureCredential", arguments=arguments)
 
 
 def _oauth(provider: str) -> dict[str, str]:
@@ -443,9 +406,9 @@ def _created_once(credential: StorageCredential, cloud: Cloud) -> Any:
 
 def _created(credential: StorageCredential, cloud: Cloud, module: str) -> Any:
     """Return the credential of azure-identity, None for a secret; or say what it misses."""
-    if not credential.is_identity:
-        return None
     login = credential._login(cloud)
+    if not login.identity:
+        return None
     try:
         return getattr(importlib.import_module(module), login.identity)(**login.arguments)
     except (ValueError, OSError) as error:
@@ -461,7 +424,6 @@ def _created(credential: StorageCredential, cloud: Cloud, module: str) -> Any:
 class AccountKey(StorageCredential):
     """The key of the storage account, which may do everything with it."""
 
-    is_identity: ClassVar[bool] = False
     kind: Literal["account_key"] = "account_key"
     key: str = Field(repr=False, description="The key, by dg.EnvVar.")
 
@@ -474,52 +436,59 @@ class AccountKey(StorageCredential):
                 "The account key is not what Azure gives out, which is a text in base64 that ends "
                 "with '=='. Copy it anew from the account's page 'Access keys'."
             )
-        return _shared_key(key)
+        return _Login(secret={"account_key": key})
 
 
 class SasToken(StorageCredential):
     """A shared access signature of the account or of the container."""
 
-    is_identity: ClassVar[bool] = False
     kind: Literal["sas"] = "sas"
     token: str = Field(
         repr=False, description="The token, by dg.EnvVar; a question mark before it is dropped."
     )
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """What the token says of itself."""
+        return {name: values[0] for name, values in parse_qs(self._plain).items()}
+
+    @property
+    def expiry(self) -> datetime | None:
+        """When the token ends; None if a stored policy has that."""
+        with contextlib.suppress(ValueError):
+            moment = self.fields.get("se", "").rstrip("Z").partition(".")[0]
+            return datetime.fromisoformat(moment).replace(tzinfo=timezone.utc)
+        return None
+
+    @property
+    def _plain(self) -> str:
+        return self.token.strip().rpartition("?")[2]
+
     def _login(self, cloud: Cloud) -> _Login:
-        token = self.token.strip().rpartition("?")[2]
-        fields = parse_qs(token)
-        if "sig" not in fields:
+        if "sig" not in self.fields:
             raise ConfigurationError(
                 "The SAS token has no signature ('sig='). Copy all of it, from 'sv=' or 'sp=' on."
             )
-        expiry = _expiry(fields.get("se", [""])[0])
-        if expiry is not None and expiry <= datetime.now(timezone.utc):
+        if self.expiry is not None and self.expiry <= datetime.now(timezone.utc):
             raise ConfigurationError(
-                f"The SAS token expired on {expiry:%Y-%m-%d at %H:%M} UTC. Make a new one, with "
-                "the rights to read, write, delete, list and create."
+                f"The SAS token expired on {self.expiry:%Y-%m-%d at %H:%M} UTC. Make a new one, "
+                "with the rights to read, write, delete, list and create."
             )
-        return _Login(
-            secret={"sas_token": token},
-            hadoop={"account.auth.type": "SAS"},
-            hadoop_secret={"sas.fixed.token": token},
-        )
+        return _Login(secret={"sas_token": self._plain})
 
     def queue_login(self, location: Location) -> tuple[str, Any]:
         """Return the URL of the account's queue service, and the token, if it opens queues."""
-        url, token = super().queue_login(location)
-        if "q" not in parse_qs(token).get("ss", [""])[0]:
+        if "q" not in self.fields.get("ss", ""):
             raise ConfigurationError(
                 "The SAS token opens no queues. Make one of the account for the services Blob and "
                 "Queue ('ss=bq'), or choose another credential."
             )
-        return url, token
+        return super().queue_login(location)
 
 
 class Emulator(StorageCredential):
     """Azurite's well-known account, with the key that Microsoft publishes for it."""
 
-    is_identity: ClassVar[bool] = False
     kind: Literal["emulator"] = "emulator"
     endpoint: str = Field(
         default=f"http://127.0.0.1:10000/{EMULATOR_ACCOUNT}",
@@ -531,13 +500,13 @@ class Emulator(StorageCredential):
     )
 
     def _login(self, cloud: Cloud) -> _Login:
-        return _shared_key(_EMULATOR_KEY)
+        return _Login(secret={"account_key": EMULATOR_KEY})
 
     def adlfs_options(self, location: Location) -> Options:
         """Return the options of adlfs, which takes a host with https only, or this form."""
         connection = (
             f"DefaultEndpointsProtocol=http;AccountName={EMULATOR_ACCOUNT};"
-            f"AccountKey={_EMULATOR_KEY};BlobEndpoint={_checked_emulator_url(self.endpoint)};"
+            f"AccountKey={EMULATOR_KEY};BlobEndpoint={_checked_emulator_url(self.endpoint)};"
         )
         options = super().adlfs_options(location)
         return Options(options.public, lambda: {"connection_string": connection})
@@ -566,17 +535,13 @@ class Emulator(StorageCredential):
         """Return the URL of Azurite's queue service, and the account's key."""
         return _checked_emulator_url(self.queue_endpoint), super().queue_login(location)[1]
 
-    def _check_location(self, location: Location) -> None:
-        super()._check_location(location)
+    def _check_alone(self, location: Location) -> None:
+        # The options name the account's key and its address, which goes before other logins.
         if location.account != EMULATOR_ACCOUNT:
             raise ConfigurationError(
                 f"The emulator has the account '{EMULATOR_ACCOUNT}', and the datastore names "
                 f"'{location.account}'. Choose the cloud and the credential of that account."
             )
-
-    def _refuse_other_logins(self) -> None:
-        # The options name the account's key and its address, which goes first everywhere.
-        pass
 
 
 Credential = (
@@ -592,14 +557,6 @@ Credential = (
 )
 
 
-def _shared_key(key: str) -> _Login:
-    return _Login(
-        secret={"account_key": key},
-        hadoop={"account.auth.type": "SharedKey"},
-        hadoop_secret={"account.key": key},
-    )
-
-
 def _checked_emulator_url(endpoint: str) -> str:
     """Return the URL of one of the emulator's services in its usual form."""
     url = urlsplit(endpoint)
@@ -609,12 +566,3 @@ def _checked_emulator_url(endpoint: str) -> str:
             f"'http://127.0.0.1:10000/{EMULATOR_ACCOUNT}'."
         )
     return f"http://{url.netloc}/{EMULATOR_ACCOUNT}"
-
-
-def _expiry(text: str) -> datetime | None:
-    """Return the time in the field 'se' of a SAS; None if a stored policy has it."""
-    moment = text.rstrip("Z").partition(".")[0]
-    for form in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d"):
-        with contextlib.suppress(ValueError):
-            return datetime.strptime(moment, form).replace(tzinfo=timezone.utc)
-    return None

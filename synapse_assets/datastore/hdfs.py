@@ -1,30 +1,18 @@
 """HDFS, through hdfs-native, which needs neither Java nor libhdfs."""
 
-import contextlib
 import functools
-import hashlib
-import uuid
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.datastore.storage import (
-    PAGE_FILES,
-    Page,
-    Storage,
-    StoredFile,
-    paged,
-    replacing,
-    walk_folders,
-)
-from synapse_assets.errors import StorageError
+from synapse_assets.datastore.storage import FolderStorage, StoredFile, could_not, name_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from hdfs_native import Client
 
 _CHUNK_BYTES = 4 << 20
-_FOLDER_PERMISSION = 0o755
 # A name node that starts anew is waited for, half a minute long; the default is three minutes.
 _PATIENCE = {
     "dfs.client.failover.max.attempts": "6",
@@ -32,7 +20,7 @@ _PATIENCE = {
 }
 
 
-class HdfsStorage(Storage):
+class HdfsStorage(FolderStorage):
     """One name node or name service."""
 
     def __init__(self, *, host: str, configuration: Mapping[str, str] | None = None) -> None:
@@ -45,64 +33,53 @@ class HdfsStorage(Storage):
         self._host = host
         self._configuration = {**_PATIENCE, **(configuration or {})}
 
-    def read_bytes(self, uri: str) -> bytes | None:
-        try:
-            with self._explained("read", uri), self._client.read(_strip(uri)) as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return None
+    def _read(self, uri: str) -> bytes:
+        with self._client.read(_strip(uri)) as stream:
+            return bytes(stream.read())
 
-    def write_atomically(self, uri: str, content: bytes) -> None:
-        with self._explained("write", uri), self._replacing(uri) as stream:
+    def _remove(self, uri: str) -> None:
+        self._client.delete(_strip(uri), False)
+
+    def _stat(self, uri: str) -> StoredFile | None:
+        status = self._client.get_file_info(_strip(uri))
+        return None if status.isdir else self._describe(status, name_of(uri))
+
+    def _describe(self, known: Any, path: str) -> StoredFile:
+        return StoredFile(
+            path=path,
+            size=known.length,
+            etag=f"{known.modification_time:x}-{known.length:x}",
+            modified=known.modification_time / 1000,
+        )
+
+    def _list_folder(self, uri: str) -> Iterator[tuple[str, bool, Any]]:
+        # The name node gives a folder's content in portions and in the order of names.
+        for status in self._client.list_status(_strip(uri), False):
+            yield name_of(status.path), status.isdir, status
+
+    def _create(self, uri: str, content: bytes) -> None:
+        with self._client.create(_strip(uri)) as stream:
             stream.write(content)
 
-    def remove(self, uri: str) -> None:
-        with self._explained("remove", uri), contextlib.suppress(FileNotFoundError):
-            self._client.delete(_strip(uri), False)
+    def _put(self, path: Path, uri: str) -> None:
+        with self._client.create(_strip(uri)) as target, path.open("rb") as source:
+            shutil.copyfileobj(source, target, _CHUNK_BYTES)
 
-    def list_pages(
-        self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
-    ) -> Iterator[Page]:
-        root = _strip(uri).rstrip("/")
+    def _rename(self, source: str, target: str, *, overwrite: bool) -> None:
+        self._client.rename(_strip(source), _strip(target), overwrite)
 
-        # The name node gives a folder's content in portions and in the order of names.
-        def list_folder(path: str) -> Iterator[tuple[str, bool, Any]]:
-            with self._explained("list", uri), contextlib.suppress(FileNotFoundError):
-                for status in self._client.list_status(f"{root}/{path}".rstrip("/") or "/", False):
-                    yield status.path.rpartition("/")[2], status.isdir, status
+    def _download(self, uri: str, path: Path) -> None:
+        with self._client.read(_strip(uri)) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, _CHUNK_BYTES)
 
-        files = walk_folders(list_folder, prefix=prefix, start=start)
-        return paged((_stored(status, path=path) for path, status in files), size=size)
-
-    def stat(self, uri: str) -> StoredFile | None:
-        with self._explained("look at", uri), contextlib.suppress(FileNotFoundError):
-            status = self._client.get_file_info(_strip(uri))
-            if not status.isdir:
-                return _stored(status, path=uri.rpartition("/")[2])
-        return None
-
-    def upload(self, path: Path, uri: str) -> StoredFile:
-        with (
-            self._explained("write", uri),
-            self._replacing(uri) as stream,
-            path.open("rb") as source,
-        ):
-            while chunk := source.read(_CHUNK_BYTES):
-                stream.write(chunk)
-        return self.written(uri)
-
-    def download(self, uri: str, path: Path) -> str:
-        digest = hashlib.sha256()
-        with (
-            self._explained("read", uri),
-            replacing(path) as temporary,
-            self._client.read(_strip(uri)) as source,
-            temporary.open("wb") as target,
-        ):
-            while chunk := source.read(_CHUNK_BYTES):
-                target.write(chunk)
-                digest.update(chunk)
-        return digest.hexdigest()
+    def _translate(self, error: Exception, operation: str, uri: str) -> Exception | None:
+        # hdfs-native raises bare errors of Rust for whatever it has no class for.
+        remedy = (
+            "Give the user (HADOOP_USER_NAME) the right to it."
+            if isinstance(error, PermissionError) or "Permission denied" in str(error)
+            else "Look whether the name node and the data nodes are up, and run it again."
+        )
+        return could_not(operation, uri, error, remedy)
 
     def arrow_path(self, uri: str) -> str:
         return _strip(uri)
@@ -120,40 +97,6 @@ class HdfsStorage(Storage):
 
         return Client(f"hdfs://{self._host}", self._configuration)
 
-    @contextlib.contextmanager
-    def _replacing(self, uri: str) -> Iterator[Any]:
-        """Yield a new file that takes the name at the end, unless that failed."""
-        from hdfs_native import WriteOptions
-
-        path = _strip(uri)
-        temporary = f"{path.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
-        self._client.mkdirs(path.rpartition("/")[0] or "/", _FOLDER_PERMISSION, True)
-        try:
-            with self._client.create(temporary, WriteOptions(overwrite=True)) as stream:
-                yield stream
-            self._client.rename(temporary, path, True)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self._client.delete(temporary, False)
-            raise
-
-    @contextlib.contextmanager
-    def _explained(self, operation: str, uri: str) -> Iterator[None]:
-        """Raise what goes wrong as a StorageError that says what, where, and what to do."""
-        try:
-            yield
-        except (StorageError, FileNotFoundError, FileExistsError):
-            raise
-        # hdfs-native raises bare errors of Rust for whatever it has no class for.
-        except Exception as e:
-            problem = str(e).strip().partition("\n")[0].rstrip(".")
-            remedy = (
-                "Give the user (HADOOP_USER_NAME) the right to it."
-                if isinstance(e, PermissionError) or "Permission denied" in str(e)
-                else "Look whether the name node and the data nodes are up, and run it again."
-            )
-            raise StorageError(f"Could not {operation} {uri}: {problem}. {remedy}") from e
-
 
 def _strip(uri: str) -> str:
     """Return the path of a URI as it stands."""
@@ -161,15 +104,6 @@ def _strip(uri: str) -> str:
         return uri
     _, slash, path = uri.partition("://")[2].partition("/")
     return f"{slash or '/'}{path}"
-
-
-def _stored(status: Any, *, path: str) -> StoredFile:
-    return StoredFile(
-        path=path,
-        size=status.length,
-        etag=f"{status.modification_time:x}-{status.length:x}",
-        modified=status.modification_time / 1000,
-    )
 
 
 @functools.cache

@@ -66,24 +66,11 @@ class Location:
             raise ConfigurationError(
                 f"The datastore root is not a URL ({error}). Name {_SERVED}."
             ) from None
-        if not url.scheme:
-            return cls(kind="local", cloud=cloud, path=_local_path(root))
-        shown = _refuse_secrets(url)
-        if url.scheme == "file":
-            return cls(kind="local", cloud=cloud, path=_local_path(_file_url_path(url, shown)))
-        if url.scheme == "hdfs":
-            return cls(
-                kind="hdfs",
-                cloud=cloud,
-                host=_hdfs_host(url, shown),
-                path=_remote_path(url.path, shown),
-            )
-        if url.scheme in _AZURE_SCHEMES:
-            return _parse_azure(url, shown, account=account, cloud=cloud)
-        raise ConfigurationError(
-            f"The datastore root {shown!r} has the scheme '{url.scheme}:', which this version "
-            f"does not serve. Use {_SERVED}."
-        )
+        shown = _shown(url) if url.scheme else root
+        try:
+            return _parse(root, url, account=account, cloud=cloud)
+        except _RefusedError as refused:
+            raise ConfigurationError(f"The datastore root {shown!r} {refused}") from None
 
     def uri(self, *parts: str) -> str:
         """Return the canonical URI of `parts` below this location.
@@ -119,132 +106,140 @@ class Location:
         return f"https://{self.cloud.account_host(self.account, 'blob')}"
 
 
-def _refuse_secrets(url: SplitResult) -> str:
-    """Return the URL as messages may show it; refuse it if it carries a secret or a query."""
+class _RefusedError(Exception):
+    """Raised with what is wrong with a root, to follow its name, and what to do."""
+
+
+def _shown(url: SplitResult) -> str:
+    """Return a URL as messages may show it, without a password and a query."""
     user, at, host = url.netloc.rpartition("@")
-    shown = f"{url.scheme}://{user.partition(':')[0]}{at}{host}{url.path}"
     if url.scheme == "file":
-        shown = f"file:{'//' + host if url.netloc else ''}{url.path}"
-    if ":" in user:
-        raise ConfigurationError(
-            f"The datastore root {shown!r} carries a password, which would show up in logs. Take "
-            "it out, and give the datastore a credential instead."
+        return f"file:{'//' + host if url.netloc else ''}{url.path}"
+    return f"{url.scheme}://{user.partition(':')[0]}{at}{host}{url.path}"
+
+
+def _parse(root: str, url: SplitResult, *, account: str | None, cloud: Cloud) -> Location:
+    """Return the location that a path or a URL names."""
+    if not url.scheme:
+        return Location(kind="local", cloud=cloud, path=_local_path(root))
+    _check_parts(url)
+    if url.scheme == "file":
+        if url.hostname not in (None, "localhost"):
+            raise _RefusedError(
+                f"names the host '{url.hostname}'. A 'file:' URL of this machine has three "
+                "slashes: 'file:///data'."
+            )
+        return Location(kind="local", cloud=cloud, path=_local_path(unquote(url.path)))
+    if url.scheme == "hdfs":
+        path = _remote_path(url.path)
+        return Location(kind="hdfs", cloud=cloud, host=_hdfs_host(url), path=path)
+    if url.scheme in _AZURE_SCHEMES:
+        return _parse_azure(url, account=account, cloud=cloud)
+    raise _RefusedError(
+        f"has the scheme '{url.scheme}:', which this version does not serve. Use {_SERVED}."
+    )
+
+
+def _check_parts(url: SplitResult) -> None:
+    """Refuse a URL that carries a secret or a query, or whose port is none."""
+    if ":" in url.netloc.rpartition("@")[0]:
+        raise _RefusedError(
+            "carries a password, which would show up in logs. Take it out, and give the datastore "
+            "a credential instead."
         )
     if url.query or re.search("(^|&)sig=", url.fragment):
-        raise ConfigurationError(
-            f"The datastore root {shown!r} goes on with a query or a SAS token, which would show "
-            "up in logs. Take it out; a SAS token belongs in the credential of kind 'sas'."
+        raise _RefusedError(
+            "goes on with a query or a SAS token, which would show up in logs. Take it out; a SAS "
+            "token belongs in the credential of kind 'sas'."
         )
     if url.fragment:
-        raise ConfigurationError(
-            f"The datastore root {shown!r} goes on with '#', which ends the path of a URL. "
-            "Use a folder without it."
+        raise _RefusedError(
+            "goes on with '#', which ends the path of a URL. Use a folder without it."
         )
-    return shown
-
-
-def _file_url_path(url: SplitResult, shown: str) -> str:
-    """Return the path in a 'file:' URL."""
-    host = url.hostname or ""
-    if host not in ("", "localhost"):
+    try:
+        _ = url.port
+    except ValueError:
         raise ConfigurationError(
-            f"The datastore root {shown!r} names the host '{host}'. "
-            "A 'file:' URL of this machine has three slashes: 'file:///data'."
-        )
-    return unquote(url.path)
+            f"The port in the datastore root {_shown(url)!r} is not a number up to 65535."
+        ) from None
 
 
 def _local_path(path: str) -> str:
     """Return a path as an absolute one that every library reads the same way."""
     # Without '..': some of the libraries see the same place under another name.
     folder = os.path.abspath(Path(path).expanduser())  # noqa: PTH100
-    _refuse_encoded(folder, folder)
+    _refuse_encoded(folder)
     # POSIX keeps two slashes at the start apart from one; no system that we run on does.
     return "/" + folder.lstrip("/")
 
 
-def _remote_path(path: str, shown: str) -> str:
+def _remote_path(path: str) -> str:
     """Return the path of a remote URL, with single slashes and none at its end."""
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
     if ".." in segments:
-        raise ConfigurationError(
-            f"The datastore root {shown!r} has '..' in its path, which stores take for a name. "
-            "Write the path without it."
+        raise _RefusedError(
+            "has '..' in its path, which stores take for a name. Write the path without it."
         )
     if re.search(r"[\x00-\x1f\x7f\\?#]", path):
-        raise ConfigurationError(
-            f"The datastore root {shown!r} has a backslash, a question mark, a hash or a control "
-            "character in its path, which libraries read differently. Use a folder without it."
+        raise _RefusedError(
+            "has a backslash, a question mark, a hash or a control character in its path, which "
+            "libraries read differently. Use a folder without it."
         )
-    _refuse_encoded(path, shown)
+    _refuse_encoded(path)
     return "".join(f"/{segment}" for segment in segments)
 
 
-def _refuse_encoded(path: str, shown: str) -> None:
+def _refuse_encoded(path: str) -> None:
     """Refuse a path that a URL reader would decode."""
     if _ENCODED.search(path):
-        raise ConfigurationError(
-            f"The datastore root {shown!r} has a percent sign before two digits, which Delta "
-            "libraries take for an encoded character. Use a folder without it."
+        raise _RefusedError(
+            "has a percent sign before two digits, which Delta libraries take for an encoded "
+            "character. Use a folder without it."
         )
 
 
-def _hdfs_host(url: SplitResult, shown: str) -> str:
+def _hdfs_host(url: SplitResult) -> str:
     """Return the authority of an HDFS URL."""
     if "@" in url.netloc:
-        raise ConfigurationError(
-            f"The datastore root {shown!r} names a user. HDFS takes it from the environment "
-            "variable HADOOP_USER_NAME: take it out of the URL."
+        raise _RefusedError(
+            "names a user. HDFS takes it from the environment variable HADOOP_USER_NAME: take it "
+            "out of the URL."
         )
     if not url.hostname:
-        raise ConfigurationError(
-            f"The datastore root {shown!r} names no host. Name the name node or the name "
-            "service: 'hdfs://host:8020/folder'."
+        raise _RefusedError(
+            "names no host. Name the name node or the name service: 'hdfs://host:8020/folder'."
         )
-    if _port(url, shown) is None:
+    if url.port is None:
         # It may be a name service, whose name is a key of Hadoop's configuration: as it stands.
         return url.netloc.removesuffix(":")
     return url.netloc.lower()
 
 
-def _port(url: SplitResult, shown: str) -> int | None:
-    """Return the port in a URL."""
-    try:
-        return url.port
-    except ValueError:
-        raise ConfigurationError(
-            f"The port in the datastore root {shown!r} is not a number up to 65535."
-        ) from None
-
-
-def _parse_azure(url: SplitResult, shown: str, *, account: str | None, cloud: Cloud) -> Location:
+def _parse_azure(url: SplitResult, *, account: str | None, cloud: Cloud) -> Location:
     """Return the location that a URL of Azure storage names."""
-    _, at, host = url.netloc.rpartition("@")
-    container = url.netloc.partition("@")[0] if at else ""
+    container, at, host = url.netloc.rpartition("@")
     path = url.path
     if url.scheme == "https":
         if at:
-            raise ConfigurationError(
-                f"The datastore root {shown!r} has an '@', which an 'https:' URL of Azure storage "
-                "has not: 'https://account.blob.core.windows.net/container/folder'."
+            raise _RefusedError(
+                "has an '@', which an 'https:' URL of Azure storage has not: "
+                "'https://account.blob.core.windows.net/container/folder'."
             )
         # Portal and SDK write encoded URLs; the other schemes are read as they stand.
-        path = unquote(path)
-        container, _, path = path.lstrip("/").partition("/")
+        container, _, path = unquote(path).lstrip("/").partition("/")
     elif url.scheme == "az" and not at:
         container, host = host, ""
-    named = _account_of(host, shown, cloud=cloud) if host else None
+    named = _account_of(host, cloud=cloud) if host else None
     chosen = account.lower() if account else None
     if named and chosen and named != chosen:
-        raise ConfigurationError(
-            f"The datastore root {shown!r} names the account '{named}', and the setting the "
-            f"account '{chosen}'. Leave one of them out."
+        raise _RefusedError(
+            f"names the account '{named}', and the setting the account '{chosen}'. Leave one of "
+            "them out."
         )
     name = named or chosen or (EMULATOR_ACCOUNT if cloud.name == "emulator" else None)
     if name is None:
-        raise ConfigurationError(
-            f"The datastore root {shown!r} names no storage account. Set the account, or use the "
-            f"form '{_EXAMPLE}'."
+        raise _RefusedError(
+            f"names no storage account. Set the account, or use the form '{_EXAMPLE}'."
         )
     if not _ACCOUNT.fullmatch(name):
         raise ConfigurationError(
@@ -256,25 +251,22 @@ def _parse_azure(url: SplitResult, shown: str, *, account: str | None, cloud: Cl
             f"The account '{name}' is the emulator's: choose the cloud 'emulator' with it."
         )
     if not container:
-        raise ConfigurationError(
-            f"The datastore root {shown!r} names no container. Use the form '{_EXAMPLE}'."
-        )
+        raise _RefusedError(f"names no container. Use the form '{_EXAMPLE}'.")
     if not _CONTAINER.fullmatch(container):
-        raise ConfigurationError(
-            f"The datastore root {shown!r} names the container '{container}', which cannot be "
-            "one: a name has 3 to 63 lower-case letters, digits and single hyphens, and begins "
-            "and ends with a letter or a digit."
+        raise _RefusedError(
+            f"names the container '{container}', which cannot be one: a name has 3 to 63 "
+            "lower-case letters, digits and single hyphens, and begins and ends with a letter or "
+            "a digit."
         )
-    clean = _remote_path(path, shown)
+    clean = _remote_path(path)
     if any(segment.endswith(".") for segment in clean.split("/")):
-        raise ConfigurationError(
-            f"The datastore root {shown!r} has a folder that ends with a dot, which Azure storage "
-            "drops. Use a folder without it."
+        raise _RefusedError(
+            "has a folder that ends with a dot, which Azure storage drops. Use a folder without it."
         )
     return Location(kind="azure", cloud=cloud, path=clean, container=container, account=name)
 
 
-def _account_of(host: str, shown: str, *, cloud: Cloud) -> str:
+def _account_of(host: str, *, cloud: Cloud) -> str:
     """Return the account that a host belongs to."""
     account, _, rest = host.lower().partition(".")
     service, _, suffix = rest.partition(".")
@@ -283,13 +275,12 @@ def _account_of(host: str, shown: str, *, cloud: Cloud) -> str:
             return account
         for other in CLOUDS:
             if suffix == other.storage_suffix:
-                raise ConfigurationError(
-                    f"The datastore root {shown!r} lies in the cloud '{other.name}', and the "
-                    f"cloud '{cloud.name}' is chosen: choose '{other.name}'."
+                raise _RefusedError(
+                    f"lies in the cloud '{other.name}', and the cloud '{cloud.name}' is chosen: "
+                    f"choose '{other.name}'."
                 )
-    example = f"account.dfs.{cloud.storage_suffix}"
-    raise ConfigurationError(
-        f"The datastore root {shown!r} names the host '{host}', which is no storage account of "
-        f"the cloud '{cloud.name}'. The host has the form '{example}', or 'blob' for 'dfs', "
-        "without a port."
+    raise _RefusedError(
+        f"names the host '{host}', which is no storage account of the cloud '{cloud.name}'. The "
+        f"host has the form 'account.dfs.{cloud.storage_suffix}', or 'blob' for 'dfs', without a "
+        "port."
     )

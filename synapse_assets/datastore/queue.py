@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.datastore.blob import error_code, explained
-from synapse_assets.datastore.storage import for_each_file
+from synapse_assets.datastore.blob import error_code, translate
+from synapse_assets.datastore.storage import for_each_file, translated
 
 if TYPE_CHECKING:
-    from azure.storage.queue import QueueClient, QueueMessage
+    from azure.storage.queue import QueueClient
 
 # A request brings no more than this:
 # https://learn.microsoft.com/rest/api/storageservices/get-messages
@@ -82,19 +82,20 @@ class StorageQueue:
         Raises:
             StorageError: The queue is not there, refused it, or was out of reach.
         """
-        received: list[Message] = []
         with self._explained("receive from"):
-            while len(received) < at_most:
-                asked = min(at_most - len(received), _PAGE)
-                # Page by page: the SDK's iterator goes on until a page is empty.
-                pages = self._client.receive_messages(
-                    messages_per_page=asked, visibility_timeout=hidden_seconds
-                ).by_page()
-                page = [_received(message) for message in next(pages, ())]
-                received += page
-                if len(page) < asked:
-                    break
-        return received
+            found = self._client.receive_messages(
+                messages_per_page=min(at_most, _PAGE),
+                max_messages=at_most,
+                visibility_timeout=hidden_seconds,
+            )
+            return [
+                Message(
+                    receipt=Receipt(id=str(message.id), pop_receipt=str(message.pop_receipt)),
+                    body=str(message.content),
+                    received=int(message.dequeue_count or 1),
+                )
+                for message in found
+            ]
 
     def delete(self, receipts: Iterable[Receipt]) -> None:
         """Delete messages; those that are gone, or were received again since, are left alone.
@@ -160,21 +161,11 @@ class StorageQueue:
         )
 
     def _explained(self, operation: str) -> contextlib.AbstractContextManager[None]:
-        return explained(
-            f"{operation} the queue",
-            self.url,
-            {
-                "QueueNotFound": f"Create the queue '{self.name}', or choose another one.",
-                "403": "Give the identity in use the role 'Storage Queue Data Contributor' on the "
-                "account, or look at the account's firewall.",
-                "other": "Look whether the account has queues and this machine reaches it.",
-            },
-        )
-
-
-def _received(message: "QueueMessage") -> Message:
-    return Message(
-        receipt=Receipt(id=str(message.id), pop_receipt=str(message.pop_receipt)),
-        body=str(message.content),
-        received=int(message.dequeue_count or 1),
-    )
+        remedies = {
+            "QueueNotFound": f"Create the queue '{self.name}', or choose another one.",
+            "403": "Give the identity in use the role 'Storage Queue Data Contributor' on the "
+            "account, or look at the account's firewall.",
+            "other": "Look whether the account has queues and this machine reaches it.",
+        }
+        what = f"{operation} the queue"
+        return translated(lambda error: translate(error, what, self.url, remedies))

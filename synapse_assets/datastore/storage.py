@@ -81,19 +81,33 @@ class Page:
 
 
 class Storage(ABC):
-    """One store. Every path is an absolute URI as `Datastore.uri` makes it."""
+    """One store. Every path is an absolute URI as `Datastore.uri` makes it.
+
+    A kind of store has the verbs with an underscore. They raise what its library raises, which
+    `_translate` makes an error that the user of a storage knows.
+    """
 
     @abstractmethod
-    def read_bytes(self, uri: str) -> bytes | None:
-        """Return the content of a file, None if there is none."""
+    def _read(self, uri: str) -> bytes: ...
 
     @abstractmethod
-    def write_atomically(self, uri: str, content: bytes) -> None:
-        """Write `content` to `uri`: a reader sees all of it or what was there before."""
+    def _write(self, uri: str, content: bytes) -> None: ...
 
     @abstractmethod
-    def remove(self, uri: str) -> None:
-        """Remove the file at `uri`, if there is one."""
+    def _remove(self, uri: str) -> None: ...
+
+    @abstractmethod
+    def _stat(self, uri: str) -> StoredFile | None: ...
+
+    @abstractmethod
+    def _upload(self, path: Path, uri: str) -> StoredFile: ...
+
+    @abstractmethod
+    def _download(self, uri: str, path: Path) -> None: ...
+
+    @abstractmethod
+    def _translate(self, error: Exception, operation: str, uri: str) -> Exception | None:
+        """Return the error to raise in place of one of a library; None to leave it as it is."""
 
     @abstractmethod
     def list_pages(
@@ -113,25 +127,40 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def stat(self, uri: str) -> StoredFile | None:
-        """Return what the store knows of one file (its `path` is its name), None if none is."""
-
-    @abstractmethod
-    def upload(self, path: Path, uri: str) -> StoredFile:
-        """Copy a local file to `uri`, in constant memory, and return what the store made of it."""
-
-    @abstractmethod
-    def download(self, uri: str, path: Path) -> str:
-        """Copy the file at `uri` to a local path, in constant memory, and return its sha256."""
-
-    @abstractmethod
     def filesystem(self) -> "AbstractFileSystem":
         """Return the fsspec file system; URIs are paths on it as they stand."""
+
+    def read_bytes(self, uri: str) -> bytes | None:
+        """Return the content of a file, None if there is none."""
+        with contextlib.suppress(FileNotFoundError), self._explained("read", uri):
+            return self._read(uri)
+        return None
 
     def read_text(self, uri: str) -> str | None:
         """Return the text at `uri`, None if there is nothing."""
         content = self.read_bytes(uri)
         return None if content is None else content.decode()
+
+    def write_atomically(self, uri: str, content: bytes) -> None:
+        """Write `content` to `uri`: a reader sees all of it or what was there before."""
+        with self._explained("write", uri):
+            self._write(uri, content)
+
+    def write_once(self, uri: str, content: bytes) -> None:
+        """Write `content` to `uri` unless something is there, as for names made from content."""
+        if self.stat(uri) is None:
+            self.write_atomically(uri, content)
+
+    def remove(self, uri: str) -> None:
+        """Remove the file at `uri`, if there is one."""
+        with contextlib.suppress(FileNotFoundError), self._explained("remove", uri):
+            self._remove(uri)
+
+    def stat(self, uri: str) -> StoredFile | None:
+        """Return what the store knows of one file (its `path` is its name), None if none is."""
+        with contextlib.suppress(FileNotFoundError), self._explained("look at", uri):
+            return self._stat(uri)
+        return None
 
     def written(self, uri: str) -> StoredFile:
         """Return what the store knows of a file that was just written.
@@ -144,15 +173,25 @@ class Storage(ABC):
             raise StorageError(f"{uri} was written and is gone: run the step again.")
         return stored
 
-    def write_once(self, uri: str, content: bytes) -> None:
-        """Write `content` to `uri` unless something is there, as for names made from content."""
-        if self.stat(uri) is None:
-            self.write_atomically(uri, content)
-
     def list_files(self, uri: str) -> list[StoredFile]:
         """Return all files below a folder, sorted by path; none if there is no such folder."""
         found = (file for page in self.list_pages(uri) for file in page.files)
         return sorted(found, key=lambda file: file.path)
+
+    def upload(self, path: Path, uri: str) -> StoredFile:
+        """Copy a local file to `uri`, in constant memory, and return what the store made of it."""
+        with self._explained("write", uri):
+            return self._upload(path, uri)
+
+    def download(self, uri: str, path: Path) -> str:
+        """Copy the file at `uri` to a local path, in constant memory, and return its sha256.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        with self._explained("read", uri), replacing(path) as temporary:
+            self._download(uri, temporary)
+            return sha256_of(temporary)
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return the store as pyarrow's file system, for paths as `arrow_path` gives them."""
@@ -174,24 +213,55 @@ class Storage(ABC):
         """Make a folder where the store needs one before a file can be written to it."""
         return
 
+    def _explained(self, operation: str, uri: str) -> contextlib.AbstractContextManager[None]:
+        """Raise what goes wrong as an error that says what, where, and what to do."""
+        return translated(lambda error: self._translate(error, operation, uri))
 
-class LocalStorage(Storage):
-    """The file system of this machine."""
 
-    def read_bytes(self, uri: str) -> bytes | None:
+class FolderStorage(Storage):
+    """A store that has folders, and renames files."""
+
+    @abstractmethod
+    def _list_folder(self, uri: str) -> Iterable[tuple[str, bool, Any]]:
+        """Return what is in a folder: name, whether it is a folder, and what is known of it.
+
+        That is in the order of names.
+        """
+
+    @abstractmethod
+    def _describe(self, known: Any, path: str) -> StoredFile: ...
+
+    @abstractmethod
+    def _create(self, uri: str, content: bytes) -> None: ...
+
+    @abstractmethod
+    def _put(self, path: Path, uri: str) -> None:
+        """Copy a local file to one that is not there."""
+
+    @abstractmethod
+    def _rename(self, source: str, target: str, *, overwrite: bool) -> None:
+        """Rename a file, over another one if told so and there is one."""
+
+    def _write(self, uri: str, content: bytes) -> None:
+        with self._replacing(uri) as temporary:
+            self._create(temporary, content)
+
+    def _upload(self, path: Path, uri: str) -> StoredFile:
+        with self._replacing(uri) as temporary:
+            self._put(path, temporary)
+        return self.written(uri)
+
+    @contextlib.contextmanager
+    def _replacing(self, uri: str, *, overwrite: bool = True) -> Iterator[str]:
+        """Yield a new file's URI, which takes the name at the end unless that failed."""
+        temporary = f"{uri.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
         try:
-            with _explained("read", uri):
-                return Path(uri).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def write_atomically(self, uri: str, content: bytes) -> None:
-        with _explained("write", uri), replacing(Path(uri)) as temporary:
-            temporary.write_bytes(content)
-
-    def remove(self, uri: str) -> None:
-        with _explained("remove", uri):
-            Path(uri).unlink(missing_ok=True)
+            yield temporary
+            self._rename(temporary, uri, overwrite=overwrite)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._remove(temporary)
+            raise
 
     def list_pages(
         self, uri: str, *, prefix: str = "", start: str | None = None, size: int = PAGE_FILES
@@ -199,46 +269,108 @@ class LocalStorage(Storage):
         # The names in one folder are held in memory at a time, and each file is looked at when
         # its page is asked for.
         def described() -> Iterator[StoredFile]:
-            for path, entry in walk_folders(list_folder, prefix=prefix, start=start):
+            after = [] if start is None else start.split("/")
+            for path, known in self._walk(uri, [], prefix=prefix, after=after):
                 # It may have gone since its folder was listed.
-                with contextlib.suppress(FileNotFoundError), _explained("look at", entry.path):
-                    yield _describe(entry.stat(), name=path)
+                with contextlib.suppress(FileNotFoundError), self._explained("look at", uri):
+                    yield self._describe(known, path)
 
-        def list_folder(path: str) -> "Iterator[tuple[str, bool, os.DirEntry[str]]]":
-            folder = f"{uri}/{path}".rstrip("/")
-            with (
-                contextlib.suppress(FileNotFoundError, NotADirectoryError),
-                _explained("list", folder),
-                os.scandir(folder) as found,
-            ):
-                for entry in sorted(found, key=lambda entry: entry.name):
-                    is_folder = entry.is_dir(follow_symlinks=False)
-                    if is_folder or entry.is_file():
-                        yield entry.name, is_folder, entry
+        return _paged(described(), size=size)
 
-        return paged(described(), size=size)
+    def _walk(
+        self, uri: str, folder: list[str], *, prefix: str, after: list[str]
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield the files of a tree, folder by folder, each folder's in the order of their names.
+
+        Args:
+            uri: The tree's root.
+            folder: The folder in it that is walked.
+            prefix: Only paths that begin so; other folders are not listed.
+            after: Only paths after this one.
+        """
+        listed = "/".join([uri.rstrip("/"), *folder])
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            self._explained("list", listed),
+        ):
+            for name, is_folder, known in self._list_folder(listed):
+                parts = [*folder, name]
+                path = "/".join(parts)
+                if not is_folder:
+                    if path.startswith(prefix) and parts > after:
+                        yield path, known
+                # Of the folders on the way to `after` only the rest is wanted.
+                elif parts >= after[: len(parts)] and (
+                    f"{path}/".startswith(prefix) or prefix.startswith(f"{path}/")
+                ):
+                    yield from self._walk(uri, parts, prefix=prefix, after=after)
+
+
+class LocalStorage(FolderStorage):
+    """The file system of this machine."""
+
+    def _read(self, uri: str) -> bytes:
+        return Path(uri).read_bytes()
+
+    def _remove(self, uri: str) -> None:
+        Path(uri).unlink()
+
+    def _stat(self, uri: str) -> StoredFile | None:
+        return self._describe(Path(uri), name_of(uri)) if Path(uri).is_file() else None
+
+    def _describe(self, known: "Path | os.DirEntry[str]", path: str) -> StoredFile:
+        status = known.stat()
+        return StoredFile(
+            path=path,
+            size=status.st_size,
+            etag=f"{status.st_mtime_ns:x}-{status.st_size:x}",
+            modified=status.st_mtime,
+        )
+
+    def _list_folder(self, uri: str) -> "Iterator[tuple[str, bool, os.DirEntry[str]]]":
+        with os.scandir(uri or "/") as found:
+            for entry in sorted(found, key=lambda entry: entry.name):
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if is_folder or entry.is_file():
+                    yield entry.name, is_folder, entry
+
+    def _create(self, uri: str, content: bytes) -> None:
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        Path(uri).write_bytes(content)
+
+    def _put(self, path: Path, uri: str) -> None:
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, uri)
+
+    def _rename(self, source: str, target: str, *, overwrite: bool) -> None:
+        assert overwrite
+        Path(source).replace(target)
+
+    def _upload(self, path: Path, uri: str) -> StoredFile:
+        # It may lie there already.
+        return self.written(uri) if path == Path(uri) else super()._upload(path, uri)
+
+    def _download(self, uri: str, path: Path) -> None:
+        shutil.copyfile(uri, path)
+
+    def create_once(self, uri: str, content: bytes) -> bool:
+        """Create a file and tell whether it was this call that did: only one ever does."""
+        with contextlib.suppress(FileExistsError), self._explained("create", uri):
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
+            with Path(uri).open("xb") as stream:
+                stream.write(content)
+            return True
+        return False
+
+    def _translate(self, error: Exception, operation: str, uri: str) -> Exception | None:
+        if not isinstance(error, OSError):
+            return None
+        remedy = _REMEDIES.get(error.errno or 0, "Look at the disk or the mount, and run it again.")
+        return could_not(operation, uri, str(error.strerror or error), remedy)
 
     def make_folder(self, uri: str) -> None:
-        with _explained("make the folder", uri):
+        with self._explained("make the folder", uri):
             Path(uri).mkdir(parents=True, exist_ok=True)
-
-    def stat(self, uri: str) -> StoredFile | None:
-        path = Path(uri)
-        with _explained("look at", uri):
-            return _describe(path.stat(), name=path.name) if path.is_file() else None
-
-    def upload(self, path: Path, uri: str) -> StoredFile:
-        target = Path(uri)
-        # It may lie there already.
-        if path != target:
-            with _explained("write", uri), replacing(target) as temporary:
-                shutil.copyfile(path, temporary)
-        return _describe(target.stat(), name=target.name)
-
-    def download(self, uri: str, path: Path) -> str:
-        with _explained("read", uri), replacing(path) as temporary:
-            shutil.copyfile(uri, temporary)
-            return sha256_of(temporary)
 
     def filesystem(self) -> "AbstractFileSystem":
         import fsspec
@@ -281,49 +413,14 @@ def for_each_file(function: Callable[[_File], _Result], files: Iterable[_File]) 
         return list(pool.map(function, files))
 
 
-def paged(files: Iterable[StoredFile], *, size: int) -> Iterator[Page]:
+def _paged(files: Iterator[StoredFile], *, size: int) -> Iterator[Page]:
     """Yield files in pages, each marked with the path of the last file of the one before."""
-    iterator = iter(files)
-    page = tuple(itertools.islice(iterator, size))
     while True:
-        following = tuple(itertools.islice(iterator, 1))
-        if not following:
-            yield Page(page, None)
+        page = tuple(itertools.islice(files, size))
+        is_last = len(page) < size
+        yield Page(page, None if is_last else page[-1].path)
+        if is_last:
             return
-        yield Page(page, page[-1].path)
-        page = following + tuple(itertools.islice(iterator, size - 1))
-
-
-def walk_folders(
-    list_folder: Callable[[str], Iterable[tuple[str, bool, _File]]],
-    *,
-    prefix: str,
-    start: str | None,
-) -> Iterator[tuple[str, _File]]:
-    """Yield the files of a tree, folder by folder, each folder's in the order of their names.
-
-    Args:
-        list_folder: Returns what is in a folder, by its path below the tree's root, in the order
-            of names: name, whether it is a folder, and what is known of it.
-        prefix: Only paths that begin so; other folders are not listed.
-        start: Only paths after this one.
-    """
-    after = [] if start is None else start.split("/")
-
-    def walk(folder: list[str]) -> Iterator[tuple[str, _File]]:
-        for name, is_folder, known in list_folder("/".join(folder)):
-            parts = [*folder, name]
-            path = "/".join(parts)
-            if not is_folder:
-                if path.startswith(prefix) and parts > after:
-                    yield path, known
-            # Of the folders on the way to `start` only the rest is wanted.
-            elif parts >= after[: len(parts)] and (
-                f"{path}/".startswith(prefix) or prefix.startswith(f"{path}/")
-            ):
-                yield from walk(parts)
-
-    return walk([])
 
 
 def sha256_of(path: Path) -> str:
@@ -351,22 +448,30 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def name_of(uri: str) -> str:
+    """Return the last part of a URI."""
+    return uri.rpartition("/")[2]
+
+
+def first_line(error: Exception | str) -> str:
+    """Return the first line of an error's message, which says the most."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def could_not(operation: str, what: str, problem: Exception | str, remedy: str) -> StorageError:
+    """Return the error of a store that refused something: what, with what, why, and a remedy."""
+    return StorageError(f"Could not {operation} {what}: {first_line(problem)}. {remedy}")
+
+
 @contextlib.contextmanager
-def _explained(operation: str, uri: str) -> Iterator[None]:
-    """Raise what the file system refuses as a StorageError: what, where, and what to do."""
+def translated(translate: Callable[[Exception], Exception | None]) -> Iterator[None]:
+    """Raise an error of a library as the one that `translate` gives for it, if it gives one."""
     try:
         yield
     except (StorageError, FileNotFoundError, FileExistsError, NotADirectoryError):
         raise
-    except OSError as e:
-        remedy = _REMEDIES.get(e.errno or 0, "Look at the disk or the mount, and run it again.")
-        raise StorageError(f"Could not {operation} {uri}: {e.strerror or e}. {remedy}") from e
-
-
-def _describe(status: os.stat_result, *, name: str) -> StoredFile:
-    return StoredFile(
-        path=name,
-        size=status.st_size,
-        etag=f"{status.st_mtime_ns:x}-{status.st_size:x}",
-        modified=status.st_mtime,
-    )
+    except Exception as e:
+        known = translate(e)
+        if known is None:
+            raise
+        raise known from e

@@ -19,7 +19,7 @@ _SIGNATURE_HOURS = 24
 # So that a clock that is a little behind takes the signature too.
 _CLOCK_SKEW_MINUTES = 15
 
-_tokens: dict[int, "tuple[TokenCredential, AccessToken]"] = {}
+_tokens: "dict[TokenCredential, AccessToken]" = {}
 _lock = threading.Lock()
 
 
@@ -35,8 +35,7 @@ def bearer_token(credential: "TokenCredential", cloud: Cloud) -> str:
     from azure.core.exceptions import AzureError
 
     with _lock:
-        # The credential is kept beside, so that no other gets its id.
-        _, token = _tokens.get(id(credential), (credential, None))
+        token = _tokens.get(credential)
         if token is None or token.expires_on - time.time() <= _RENEW_BEFORE_SECONDS:
             try:
                 token = credential.get_token(cloud.storage_scope)
@@ -45,7 +44,7 @@ def bearer_token(credential: "TokenCredential", cloud: Cloud) -> str:
                     f"Logging in to Azure failed: {_reason(error)} Check the datastore's "
                     "credential, and that this machine reaches Azure."
                 ) from error
-            _tokens[id(credential)] = (credential, token)
+            _tokens[credential] = token
         return str(token.token)
 
 
@@ -80,17 +79,8 @@ def user_delegation_sas(credential: "TokenCredential", location: Location) -> st
         account_name=location.account,
         container_name=location.container,
         user_delegation_key=key,
-        permission=ContainerSasPermissions(
-            read=True,
-            write=True,
-            delete=True,
-            list=True,
-            add=True,
-            create=True,
-            # ABFS renames, and reads access lists to tell hierarchical accounts from flat ones.
-            move=True,
-            execute=True,
-        ),
+        # ABFS renames (m), and reads access lists (e) to tell hierarchical accounts from flat ones.
+        permission=ContainerSasPermissions.from_string("rwdlacme"),
         start=start,
         expiry=expiry,
         protocol="https",

@@ -1,8 +1,8 @@
 """What is right and what is not for the chosen deployment, each with its remedy.
 
 `check` says what a check is and runs them; `machine` looks at this machine, `store` and `azure` at
-the datastore, with `identity` and `clock`, and `compute` at what runs the steps. Nothing here
-prints: the command line does.
+the datastore, with `identity`, and `compute` at what runs the steps. Nothing here prints: the
+command line does.
 """
 
 from collections.abc import Iterator

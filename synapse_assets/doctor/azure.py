@@ -2,23 +2,36 @@
 
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
-from synapse_assets.doctor.check import Finding, Subject, failed, first_line, ok, skipped, warning
-from synapse_assets.doctor.clock import compare_clocks
-from synapse_assets.doctor.store import reach_remedy
+from synapse_assets.datastore.blob import error_code
+from synapse_assets.datastore.storage import first_line
+from synapse_assets.doctor.check import Finding, Subject, failed, ok, skipped, warning
+from synapse_assets.doctor.store import compare_clocks, reach_remedy
 from synapse_assets.services import CONTAINER
 from synapse_assets.settings import DATASTORE
 
-if TYPE_CHECKING:
-    from azure.core.exceptions import AzureError
-
-
 # Of each request: a service that does not answer is told of soon.
 _PATIENCE: dict[str, Any] = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 7}
+_KEY = (
+    "Look whether the key or the SAS is of this account, still valid and copied whole; a "
+    "firewall of the account refuses with AuthorizationFailure, too."
+)
+_ROLE = (
+    "Give the identity the role 'Storage Blob Data Contributor' on the container (a SAS: "
+    "the rights to read, write, delete, list and create), or open the account's firewall."
+)
+# What to do about a refusal, by the service's code or the status.
+_REMEDIES = {
+    "AuthenticationFailed": _KEY,
+    "AuthorizationFailure": _KEY,
+    "NoAuthenticationInformation": _KEY,
+    "401": _ROLE,
+    "403": _ROLE,
+}
 
 
 def check_clock(subject: Subject) -> Finding:
@@ -40,13 +53,23 @@ def check_container(subject: Subject) -> Finding:
     """Look whether the container is there, and lists its blobs to us."""
     from azure.core.exceptions import AzureError
 
-    name = subject.datastore.location.container
+    location = subject.datastore.location
     container = subject.datastore.container_client()
     try:
         next(iter(container.list_blobs(results_per_page=1, **_PATIENCE)), None)
     except AzureError as e:
-        return _refused(subject, e)
-    return ok(f"the container '{name}' is there, and may be listed")
+        code, status = error_code(e), str(getattr(e, "status_code", ""))
+        if code == "ContainerNotFound":
+            is_own = subject.is_emulated and location.container == CONTAINER
+            return failed(
+                f"the account '{location.account}' has no container '{location.container}'",
+                "`make services` makes it."
+                if is_own
+                else f"Create it, or name another one with {DATASTORE}.",
+            )
+        told = f"{subject.datastore.uri()}: {first_line(e)}" + (f" ({code})" if code else "")
+        return failed(told, _REMEDIES.get(code) or _REMEDIES.get(status) or reach_remedy(subject))
+    return ok(f"the container '{location.container}' is there, and may be listed")
 
 
 def check_namespace(subject: Subject) -> Finding:
@@ -68,34 +91,3 @@ def check_namespace(subject: Subject) -> Finding:
         "Use an account with 'Enable hierarchical namespace' for Spark on a Synapse pool; an "
         "account can be upgraded.",
     )
-
-
-def _refused(subject: Subject, error: "AzureError") -> Finding:
-    """Return why a container did not list its blobs, and what to do."""
-    location = subject.datastore.location
-    # Of a known code the SDK makes an enum, and of another one a text.
-    code = getattr(error, "error_code", None)
-    code = str(getattr(code, "value", code) or "")
-    status = getattr(error, "status_code", None)
-    found = f"{subject.datastore.uri()}: {first_line(error)}" + (f" ({code})" if code else "")
-    if code == "ContainerNotFound":
-        own = subject.is_emulated and location.container == CONTAINER
-        return failed(
-            f"the account '{location.account}' has no container '{location.container}'",
-            "`make services` makes it."
-            if own
-            else f"Create it, or name another one with {DATASTORE}.",
-        )
-    if code in ("AuthenticationFailed", "AuthorizationFailure", "NoAuthenticationInformation"):
-        return failed(
-            found,
-            "Look whether the key or the SAS is of this account, still valid and copied whole; a "
-            "firewall of the account refuses with AuthorizationFailure, too.",
-        )
-    if status in (401, 403):
-        return failed(
-            found,
-            "Give the identity the role 'Storage Blob Data Contributor' on the container (a SAS: "
-            "the rights to read, write, delete, list and create), or open the account's firewall.",
-        )
-    return failed(found, reach_remedy(subject))

@@ -131,29 +131,12 @@ class Check:
     seconds: float = 10.0
 
 
-def ok(found: str) -> Finding:
-    """Return that all is well."""
-    return Finding("", "ok", found)
-
-
-def warning(found: str, remedy: str) -> Finding:
-    """Return that something works, and is not as it should be."""
-    return Finding("", "warning", found, remedy)
-
-
-def failed(found: str, remedy: str) -> Finding:
-    """Return that something does not work."""
-    return Finding("", "failed", found, remedy)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, which says the most."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
-def skipped(found: str) -> Finding:
-    """Return that there was nothing to look at, and why."""
-    return Finding("", "skipped", found)
+# What a check returns: all is well; something works, and is not as it should be; something does not
+# work; there was nothing to look at. They take what was found, and the remedy if there is one.
+ok = functools.partial(Finding, "", "ok")
+warning = functools.partial(Finding, "", "warning")
+failed = functools.partial(Finding, "", "failed")
+skipped = functools.partial(Finding, "", "skipped")
 
 
 def run_checks(subject: Subject, checks: Sequence[Check]) -> Iterator[Finding]:

@@ -73,8 +73,7 @@ def check_disk(subject: Subject) -> Finding:
         folders["datastore"] = Path(subject.datastore.location.path)
     free = {name: shutil.disk_usage(existing(path)).free for name, path in folders.items()}
     tightest = min(free, key=lambda name: free[name])
-    found = ", ".join(f"{name} {format_size(size)}" for name, size in free.items())
-    found = f"free: {found}"
+    found = "free: " + ", ".join(f"{name} {format_size(size)}" for name, size in free.items())
     remedy = f"Free some of the disk of the {tightest} ({folders[tightest]}), or choose another."
     if free[tightest] < _NO_SPACE:
         return failed(found, remedy)

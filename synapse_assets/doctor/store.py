@@ -12,10 +12,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from synapse_assets.datasets.delta import open_table
 from synapse_assets.datastore import Datastore
-from synapse_assets.doctor.check import Finding, Subject, explain, failed, first_line, ok, skipped
-from synapse_assets.doctor.clock import compare_clocks
+from synapse_assets.datastore.storage import first_line
+from synapse_assets.doctor.check import Finding, Subject, failed, ok, skipped, warning
 from synapse_assets.doctor.machine import existing
-from synapse_assets.errors import StorageError
 from synapse_assets.settings import AZURITE, DATASTORE
 
 _PROBE = b"written by `synapse-assets doctor`, which removes it"
@@ -23,6 +22,9 @@ _PROBE = b"written by `synapse-assets doctor`, which removes it"
 _PROBES = "_doctor"
 _RUN_AGAIN = "Run it again; if it stays, look at the service's own log."
 _CONNECT_SECONDS = 5.0
+_LARGE_SKEW_SECONDS = 60
+# A signature from further off is refused by Azure.
+_MAX_SKEW_SECONDS = 15 * 60
 
 
 def check_deployment(subject: Subject) -> Finding:
@@ -46,29 +48,24 @@ def check_location(subject: Subject) -> Finding:
 def check_reach(subject: Subject) -> Finding:
     """Look up the service's name, and connect to it."""
     datastore = subject.datastore
-    way, remedy = "", reach_remedy(subject)
-    if datastore.location.kind == "hdfs":
-        where = datastore.location.host
-        host, _, port = where.rpartition(":")
-        if not port.isdigit() or not host:
-            return skipped(
-                f"'{where}' is a name service: which hosts it has is in the files of "
-                "HADOOP_CONF_DIR"
-            )
-        host = host.strip("[]")
-    else:
-        url, proxy = _first_hop(datastore.container_client().url)
-        host, port = url.hostname or "", str(url.port or (443 if url.scheme == "https" else 80))
-        if proxy:
-            way = f" (the proxy in {proxy})"
-            remedy = f"Unset {proxy}, or set it to a proxy that is up."
+    location = datastore.location
+    is_hdfs = location.kind == "hdfs"
+    url, proxy = _first_hop(datastore.uri() if is_hdfs else datastore.container_client().url)
+    host, port = url.hostname or "", url.port or {"https": 443, "http": 80}.get(url.scheme)
+    if port is None:
+        return skipped(
+            f"'{location.host}' is a name service: which hosts it has is in the files of "
+            "HADOOP_CONF_DIR"
+        )
+    way = f" (the proxy in {proxy})" if proxy else ""
+    remedy = f"Unset {proxy}, or set it to a proxy that is up." if proxy else reach_remedy(subject)
     try:
-        address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][4][0]
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
     except OSError as e:
         return failed(f"the name {host}{way} does not resolve: {e.strerror}", remedy)
     started = time.monotonic()
     try:
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
+        with socket.create_connection((host, port), timeout=_CONNECT_SECONDS):
             took = time.monotonic() - started
     except OSError as e:
         where = f"{host}:{port}" + ("" if address == host else f" ({address})")
@@ -106,20 +103,11 @@ def check_rights(subject: Subject) -> Finding:
     storage = datastore.storage()
     with _probe_folder(datastore) as folder:
         uri = f"{folder}/probe"
-        try:
-            storage.write_atomically(uri, _PROBE)
-            read = storage.read_bytes(uri)
-            listed = [file.path for file in storage.list_files(folder)]
-            storage.remove(uri)
-            left = storage.stat(uri)
-        except StorageError as e:
-            return explain(e)
-        # Not a StorageError: this machine's own.
-        except OSError as e:
-            return failed(
-                f"could not write {e.filename or uri}: {e.strerror}",
-                f"Make it writable, or set {DATASTORE} to a folder that is.",
-            )
+        storage.write_atomically(uri, _PROBE)
+        read = storage.read_bytes(uri)
+        listed = [file.path for file in storage.list_files(folder)]
+        storage.remove(uri)
+        left = storage.stat(uri)
         if read != _PROBE or listed != ["probe"] or left is not None:
             return failed(
                 f"{uri} was written, and then read as {len(read or b'')} bytes, listed as "
@@ -138,8 +126,23 @@ def check_hdfs_clock(subject: Subject) -> Finding:
         return compare_clocks(files.modified(uri).timestamp(), before=before)
 
 
+def compare_clocks(theirs: float, *, before: float) -> Finding:
+    """Return how far apart two clocks are, the other of which was read since `before`."""
+    now = time.time()
+    # The other clock was read at some time in between, and in whole seconds.
+    skew = 0.0 if before - 1 <= theirs <= now else theirs - (before if theirs < before else now)
+    if abs(skew) <= _LARGE_SKEW_SECONDS:
+        return ok(f"this clock and the service's are {abs(skew):.0f} s apart")
+    behind = "behind" if skew > 0 else "ahead of"
+    found = f"this machine's clock is {abs(skew):,.0f} s {behind} the service's"
+    remedy = "Set the clock of this machine by NTP (Linux: `timedatectl set-ntp true`)."
+    if abs(skew) <= _MAX_SKEW_SECONDS:
+        return warning(found, remedy)
+    return failed(f"{found}: it refuses what is signed or kept by that", remedy)
+
+
 def check_delta(subject: Subject) -> Finding:
-    """Let the Delta library look for a table that is not there, with its own login."""
+    """Let the Delta library look for a table that is not there, with the same login."""
     from deltalake.exceptions import DeltaError
 
     uri = subject.datastore.uri(_PROBES, uuid.uuid4().hex)
@@ -148,8 +151,8 @@ def check_delta(subject: Subject) -> Finding:
     except (DeltaError, OSError) as e:
         return failed(
             f"the Delta library does not reach {uri}: {first_line(e)}",
-            "It logs in by itself, with the same credential: look whether a proxy or a variable "
-            "AZURE_… in the environment is meant for something else.",
+            "It asks by itself, with the same login: look whether a proxy or a variable AZURE_… in "
+            "the environment is meant for something else.",
         )
     if table is not None:
         return failed(f"the Delta library sees a table at {uri}, where there is none", _RUN_AGAIN)

@@ -1,8 +1,8 @@
 """Real services on the developer's machine, on the loopback interface only.
 
-`downloads` fetches them once; `azureml`, `azurite`, `hdfs`, `livy`, `spark_cluster` and `synapse`
-start and stop them; `supervisor` is what `synapse-assets services` and `synapse-assets emulator`
-do. Nothing here is needed to use a datastore or a cluster: it is for trying one, and for the tests.
+`downloads` fetches them once; `azureml`, `azurite`, `hdfs`, `livy` and `synapse` start and stop
+them; `supervisor` is what `synapse-assets services` and `synapse-assets emulator` do. Nothing here
+is needed to use a datastore or a cluster: it is for trying one, and for the tests.
 """
 
 from synapse_assets.services.azureml import (
@@ -15,7 +15,6 @@ from synapse_assets.services.azurite import Azurite
 from synapse_assets.services.downloads import ABFS_JARS
 from synapse_assets.services.hdfs import Hdfs
 from synapse_assets.services.livy import Livy, spark_conf_for
-from synapse_assets.services.spark_cluster import SparkCluster
 from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT, SynapseEmulator
 
 # The container that `synapse-assets services` makes.
@@ -33,7 +32,6 @@ __all__ = [
     "Azurite",
     "Hdfs",
     "Livy",
-    "SparkCluster",
     "SynapseEmulator",
     "spark_conf_for",
 ]

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+from synapse_assets import settings
+from synapse_assets.datastore.credentials import EMULATOR_KEY
+from synapse_assets.datastore.location import EMULATOR_ACCOUNT
+from synapse_assets.datastore.storage import first_line
+from synapse_assets.errors import ConfigurationError
 from synapse_assets.services import downloads
 from synapse_assets.services.process import HOST, Server, Service, answers, choose_ports
 
-# The one account of every Azurite and its key, which Microsoft publishes.
-ACCOUNT = "devstoreaccount1"
-ACCOUNT_KEY = (
-    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-)
+# The one account of every Azurite and its key.
+ACCOUNT, ACCOUNT_KEY = EMULATOR_ACCOUNT, EMULATOR_KEY
 
 _PROBE_PATH = f"/{ACCOUNT}?comp=list"
 
@@ -77,11 +79,25 @@ class Azurite(Service):
 
     def create_container(self, name: str) -> None:
         """Create a container if there is none of that name."""
-        from azure.core.exceptions import ResourceExistsError
-        from azure.storage.blob import BlobServiceClient
+        create_container(self.endpoint, name)
 
-        with BlobServiceClient(self.endpoint, credential=ACCOUNT_KEY) as client:
-            try:
-                client.create_container(name)
-            except ResourceExistsError:
-                return
+
+def create_container(endpoint: str, name: str) -> None:
+    """Create a container of the Azurite on an endpoint, if there is none of that name.
+
+    Raises:
+        ConfigurationError: Azurite does not answer there.
+    """
+    from azure.core.exceptions import AzureError, ResourceExistsError
+    from azure.storage.blob import BlobServiceClient
+
+    with BlobServiceClient(endpoint, credential=ACCOUNT_KEY, retry_total=0) as client:
+        try:
+            client.create_container(name)
+        except ResourceExistsError:
+            return
+        except AzureError as e:
+            raise ConfigurationError(
+                f"The Azurite on {endpoint} has no container '{name}' and did not make it: "
+                f"{first_line(e)}. Start it, or name another one with {settings.AZURITE}."
+            ) from e

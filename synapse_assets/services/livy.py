@@ -118,6 +118,7 @@ class Livy(Service):
         for name in ("logs", "spark-conf", "tmp"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         write_log4j(self.folder / "conf")
+        core = next((self._spark / "jars").glob("spark-core_*.jar")).name
         _write_properties(
             self.folder / "conf" / "livy.conf",
             {
@@ -125,7 +126,7 @@ class Livy(Service):
                 "livy.server.port": str(self.port),
                 "livy.spark.master": self._master,
                 # Livy asks Spark, too, and understands the answer with some makes of Java only.
-                "livy.spark.scala-version": _scala_version(self._spark),
+                "livy.spark.scala-version": core.partition("_")[2].partition("-")[0],
                 "livy.file.local-dir-whitelist": ",".join(map(str, self._local_folders)),
                 "livy.cache-log.size": str(_LOG_LINES),
                 "livy.server.session.state-retain.sec": _RETENTION,
@@ -183,12 +184,6 @@ def spark_environment(spark_home: Path) -> Mapping[str, str]:
         "SPARK_HOME": str(spark_home),
         "SPARK_LOCAL_IP": HOST,
     }
-
-
-def _scala_version(spark_home: Path) -> str:
-    """Return the version of Scala that Spark is made of, as '2.12'."""
-    core = next((spark_home / "jars").glob("spark-core_*.jar"))
-    return core.name.partition("_")[2].partition("-")[0]
 
 
 def _write_properties(path: Path, properties: Mapping[str, str]) -> None:

@@ -1,11 +1,12 @@
 """What `synapse-assets services` and `emulator` do: run services until they are told to stop."""
 
+import functools
 import os
 import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -20,18 +21,19 @@ from synapse_assets.services.azureml import (
     ML_WORKSPACE,
     AzureMLStandIn,
 )
-from synapse_assets.services.azurite import Azurite
+from synapse_assets.services.azurite import Azurite, create_container
 from synapse_assets.services.hdfs import Hdfs
 from synapse_assets.services.livy import Livy, spark_conf_for
-from synapse_assets.services.process import Service, choose_ports
+from synapse_assets.services.process import Service, choose_ports, is_free
 from synapse_assets.services.synapse import SYNAPSE_POOL, SYNAPSE_PORT, SynapseEmulator
 
-_MASTER = "local[2]"
 _CHECK_SECONDS = 1.0
 _STORES = (downloads.AZURITE_PACKAGES, downloads.HDFS_JARS)
 _SPARK = (downloads.ABFS_JARS, downloads.LIVY_JARS)
 
 _Say = Callable[[str], None]
+_print: _Say = functools.partial(print, flush=True)
+_Start = Callable[[Service, str], None]
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class Ports:
     azurite: int = 10_000
     azurite_queue: int = 10_001
     hdfs: int = 8020
-    synapse: int = SYNAPSE_PORT
-    azureml: int = 10_200
+    synapse: int | None = SYNAPSE_PORT
+    azureml: int | None = 10_200
 
 
-def run_services(*, ports: Ports = Ports(), data: Path | None = None, say: _Say = print) -> None:
+def run_services(*, ports: Ports = Ports(), data: Path | None = None, say: _Say = _print) -> None:
     """Fetch and start Azurite, HDFS and the emulators, and stop them on Ctrl-C or SIGTERM.
 
     What is stored is kept for the next time.
@@ -60,28 +62,17 @@ def run_services(*, ports: Ports = Ports(), data: Path | None = None, say: _Say 
         SynapseAssetsError: A service did not start, or ended.
     """
     data = data or downloads.services_folder() / "data"
-    busy = f"The services run already: another process works on {data}."
     with (
-        _until_interrupted(say, "Stopped. The data is kept for the next time."),
-        downloads.locked(data / ".lock", busy=busy),
-        _Supervisor(say) as supervisor,
+        _alone(data),
+        _supervised(say, "Stopped. The data is kept for the next time.") as start,
     ):
         # Whatever would stop them is looked for before the downloads.
         choose_ports("The services", *astuple(ports))
         fetch_all(say)
-        azurite = Azurite(
-            folder=data / "azurite", port=ports.azurite, queue_port=ports.azurite_queue
-        )
-        supervisor.start(azurite, f"Azurite answers on {azurite.endpoint}")
-        azurite.create_container(CONTAINER)
+        azurite = _start_azurite(start, ports, data)
         hdfs = Hdfs(folder=data / "hdfs", port=ports.hdfs)
-        supervisor.start(hdfs, f"HDFS answers on {hdfs.url}")
-        file = _start_emulators(
-            supervisor,
-            Emulator(endpoint=azurite.endpoint),
-            ports=(ports.synapse, ports.azureml),
-            folder=data,
-        )
+        start(hdfs, f"HDFS answers on {hdfs.url}")
+        file = _start_emulators(start, Emulator(endpoint=azurite.endpoint), ports, folder=data)
         say(f"""
 In another terminal, to use Azurite:
   export {settings.DEPLOYMENT}=emulated
@@ -92,20 +83,15 @@ To use all that stands in for Azure:
   . {shlex.quote(str(file))}
 Then as always: make run, make ui. Ctrl-C stops all of them.
 """)
-        supervisor.watch()
 
 
 def run_emulator(
-    *,
-    port: int | None = SYNAPSE_PORT,
-    pools: Sequence[str] = (SYNAPSE_POOL,),
-    master: str = _MASTER,
-    say: _Say = print,
+    *, port: int | None, pools: Sequence[str], master: str, say: _Say = _print
 ) -> None:
     """Fetch and start the emulators alone, and stop them on Ctrl-C or SIGTERM.
 
-    What they run opens the Azurite of `synapse-assets services`, or the one that the environment
-    names.
+    What they run opens the Azurite that the environment names, or the one on the usual port, which
+    is started if it is not there.
 
     Args:
         port: Where that of Synapse listens; None for any free port, as that of Azure ML always.
@@ -114,22 +100,30 @@ def run_emulator(
         say: Takes each line of progress.
 
     Raises:
-        ConfigurationError: A port is taken, or a program is missing.
+        ConfigurationError: A port is taken, a program is missing, or Azurite does not answer.
         SynapseAssetsError: One of them did not start, or ended.
     """
-    endpoint = os.environ.get(settings.AZURITE)
-    credential = Emulator(endpoint=endpoint) if endpoint else Emulator()
-    with _until_interrupted(say, "Stopped."), _Supervisor(say) as supervisor:
+    ports = Ports(synapse=port, azureml=None)
+    named = os.environ.get(settings.AZURITE)
+    credential = Emulator(endpoint=named) if named else Emulator()
+    data = downloads.services_folder() / "data"
+    is_missing = named is None and is_free(ports.azurite)
+    with (
+        _alone(data) if is_missing else nullcontext(),
+        _supervised(say, "Stopped.") as start,
+    ):
         choose_ports("The Synapse emulator", port)
+        if is_missing:
+            _fetch(_STORES[:1], say)
+            _start_azurite(start, ports, data)
+        else:
+            create_container(credential.endpoint, CONTAINER)
         _fetch(_SPARK, say)
-        file = _start_emulators(
-            supervisor, credential, ports=(port, None), pools=pools, master=master
-        )
+        file = _start_emulators(start, credential, ports, pools=pools, master=master)
         say(f"To use both: . {shlex.quote(str(file))}\nCtrl-C stops them, and all that they run.")
-        supervisor.watch()
 
 
-def fetch_all(say: _Say) -> None:
+def fetch_all(say: _Say = _print) -> None:
     """Fetch what the services and Spark's driver for Azure storage are made of, unless it is here.
 
     Raises:
@@ -146,13 +140,20 @@ def _fetch(wanted: Sequence[downloads.Download], say: _Say) -> None:
         say(f"{download.title} is here ({time.monotonic() - started:.1f} s).")
 
 
+def _start_azurite(start: _Start, ports: Ports, data: Path) -> Azurite:
+    azurite = Azurite(folder=data / "azurite", port=ports.azurite, queue_port=ports.azurite_queue)
+    start(azurite, f"Azurite answers on {azurite.endpoint}")
+    azurite.create_container(CONTAINER)
+    return azurite
+
+
 def _start_emulators(
-    supervisor: "_Supervisor",
+    start: _Start,
     credential: Emulator,
+    ports: Ports,
     *,
-    ports: tuple[int | None, int | None],
     pools: Sequence[str] = (SYNAPSE_POOL,),
-    master: str = _MASTER,
+    master: str = "local[2]",
     folder: Path | None = None,
 ) -> Path:
     """Start what stands in for Synapse and Azure ML; return a file that sets up a shell."""
@@ -160,23 +161,21 @@ def _start_emulators(
     livy = Livy(
         folder=folder and folder / "livy", master=master, spark_conf=spark_conf_for(datastore)
     )
-    supervisor.start(livy, f"Livy answers on {livy.url}")
+    start(livy, f"Livy answers on {livy.url}")
     synapse = SynapseEmulator(
-        folder=folder and folder / "synapse", port=ports[0], livy_url=livy.url, pools=pools
+        folder=folder and folder / "synapse", port=ports.synapse, livy_url=livy.url, pools=pools
     )
-    supervisor.start(
+    start(
         synapse,
         f"Synapse's Spark pools answer on {synapse.endpoint}: {', '.join(pools)} on {master}, with "
         f"the bearer token '{EMULATOR_TOKEN}', and open Azurite on {credential.endpoint}",
     )
     azureml = AzureMLStandIn(
         folder=folder and folder / "azureml",
-        port=ports[1],
+        port=ports.azureml,
         node_variables=datastore.process_environment(),
     )
-    supervisor.start(
-        azureml, f"Azure ML's workspace '{ML_WORKSPACE}' answers on {azureml.endpoint}"
-    )
+    start(azureml, f"Azure ML's workspace '{ML_WORKSPACE}' answers on {azureml.endpoint}")
     variables = {
         settings.DEPLOYMENT: "azure",
         settings.CLOUD: "emulator",
@@ -195,35 +194,35 @@ def _start_emulators(
     return file
 
 
-class _Supervisor(ExitStack):
-    """Services that run, and are stopped at the end in the opposite order."""
-
-    def __init__(self, say: _Say) -> None:
-        super().__init__()
-        self._say = say
-        self._services: list[Service] = []
-
-    def start(self, service: Service, text: str) -> None:
-        """Start a service, and say so."""
-        started = time.monotonic()
-        self._services.append(self.enter_context(service))
-        self._say(f"{text} ({time.monotonic() - started:.1f} s).")
-
-    def watch(self) -> None:
-        """Raise a SynapseAssetsError as soon as one of them has ended."""
-        while True:
-            time.sleep(_CHECK_SECONDS)
-            for service in self._services:
-                service.check()
+def _alone(data: Path) -> AbstractContextManager[None]:
+    """Return a lock on the data of the services."""
+    busy = f"The services run already: another process works on {data}."
+    return downloads.locked(data / ".lock", busy=busy)
 
 
 @contextmanager
-def _until_interrupted(say: _Say, farewell: str) -> Iterator[None]:
-    """End on Ctrl-C or SIGTERM, and say so."""
+def _supervised(say: _Say, farewell: str) -> Iterator[_Start]:
+    """Yield what starts a service and says so; then wait for Ctrl-C or SIGTERM, and stop them all.
+
+    Raises:
+        SynapseAssetsError: One of them has ended.
+    """
+    services: list[Service] = []
     # SIGTERM as Ctrl-C: the services are stopped on the way out.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with ExitStack() as running:
+
+            def start(service: Service, text: str) -> None:
+                started = time.monotonic()
+                services.append(running.enter_context(service))
+                say(f"{text} ({time.monotonic() - started:.1f} s).")
+
+            yield start
+            while True:
+                time.sleep(_CHECK_SECONDS)
+                for service in services:
+                    service.check()
     except KeyboardInterrupt:
         say(farewell)
     finally:

@@ -15,7 +15,6 @@ was first seen, the result, the error, and batches that were cancelled, which Li
 """
 
 import argparse
-import itertools
 import logging
 import re
 import threading
@@ -103,7 +102,6 @@ class Batch:
         """Return the answer with all that Synapse adds to Livy's."""
         seen, ended = self.seen, self.seen.get(self.state) if self.is_final else None
         created = {key: value for key, value in self.request.items() if key not in _OWN_FIELDS}
-        running = self.state == "running"
         errors = [{"message": self.error, "errorCode": "LIVY_JOB_STATE_DEAD", "source": "User"}]
         return {
             **self.plain(),
@@ -114,8 +112,6 @@ class Batch:
             },
             "workspaceName": "emulator",
             "sparkPoolName": self.pool,
-            "submitterName": "emulator",
-            "submitterId": str(uuid.UUID(int=0)),
             "artifactId": self.request.get("artifactId"),
             "jobType": "SparkBatch",
             "result": _RESULTS.get(self.state, "Uncertain"),
@@ -125,14 +121,6 @@ class Batch:
                 "endedAt": ended,
                 "cancellationRequestedAt": self.cancelled_at,
                 "currentState": "Ended" if ended else "Scheduled",
-            },
-            "pluginInfo": {
-                "preparationStartedAt": seen["not_started"],
-                "resourceAcquisitionStartedAt": seen["not_started"],
-                "submissionStartedAt": seen["not_started"],
-                "monitoringStartedAt": seen.get("running"),
-                "cleanupStartedAt": ended,
-                "currentState": "Ended" if ended else "Monitoring" if running else "Submission",
             },
             "errorInfo": errors if self.error is not None else [],
             "tags": self.request.get("tags"),
@@ -152,14 +140,14 @@ class Batches:
         if missing:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"The request lacks {', '.join(missing)}.")
         asked_at = now()
-        body = {key: value for key, value in request.items() if key not in _OWN_FIELDS}
-        body = {key: value for key, value in body.items() if value is not None}
-        for count in itertools.count(2):
-            status, view = self._call("POST", "/batches", body)
-            if status != HTTPStatus.BAD_REQUEST or "Duplicate session name" not in view["msg"]:
-                break
-            # Synapse does not mind, and a client that sends a batch twice must get two.
-            body["name"] = f"{request['name']} ({count})"
+        body = {
+            key: value
+            for key, value in request.items()
+            if key not in _OWN_FIELDS and value is not None
+        }
+        # Livy refuses a name that it knows; a client that sends a batch twice must get two.
+        body["name"] = f"{request['name']} {uuid.uuid4().hex[:8]}"
+        status, view = self._call("POST", "/batches", body)
         if status >= HTTPStatus.BAD_REQUEST:
             raise RefusedError(status, view["msg"])
         batch = Batch(pool, request, view, seen={"not_started": asked_at})

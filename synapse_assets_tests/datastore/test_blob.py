@@ -22,7 +22,6 @@ def refused(code: StorageErrorCode | str | None, status: int) -> HttpResponseErr
         (refused(StorageErrorCode.CONTAINER_NOT_FOUND, 404), "Create the container 'lake'"),
         (refused(StorageErrorCode.AUTHENTICATION_FAILED, 403), "credential is the right one"),
         (refused("AuthorizationPermissionMismatch", 403), "Storage Blob Data Contributor"),
-        (refused(StorageErrorCode.BLOB_NOT_FOUND, 404), "materialize the asset again"),
         (refused(StorageErrorCode.SERVER_BUSY, 503), "run it again later"),
         (refused(None, 429), "run it again later"),
         (refused(None, 401), "still valid"),

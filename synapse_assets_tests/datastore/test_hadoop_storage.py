@@ -30,12 +30,11 @@ from pyspark.sql import SparkSession
 from synapse_assets.compute.bundle import Bundle
 from synapse_assets.datasets.handlers import set_hadoop_secrets, spark_path
 from synapse_assets.datastore.hadoop import (
-    DriverStorage,
     HadoopStorage,
-    _translate,
     open_hadoop_storage,
+    translate,
 )
-from synapse_assets.datastore.storage import Storage, StoredFile
+from synapse_assets.datastore.storage import LocalStorage, Storage, StoredFile
 from synapse_assets.errors import StorageError
 from synapse_assets.services import ABFS_JARS, Azurite
 from synapse_assets_tests.contract.stores import AZURITE, CONTAINER, HDFS, STORES
@@ -111,7 +110,7 @@ class Place:
         uri_of_other: Returns the same place's URI for the orchestrator.
     """
 
-    storage: HadoopStorage | DriverStorage
+    storage: HadoopStorage | LocalStorage
     other: Storage
     uri: Callable[..., str]
     uri_of_other: Callable[..., str]
@@ -147,7 +146,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     else:
         uri = datastore.uri
         storage = open_hadoop_storage(datastore.uri(), cast(SparkSession, java))
-    assert isinstance(storage, DriverStorage if name == "driver" else HadoopStorage)
+    assert isinstance(storage, LocalStorage if name == "driver" else HadoopStorage)
     return Place(storage, datastore.storage(), uri, datastore.uri)
 
 
@@ -162,7 +161,7 @@ def test_both_ends_see_the_same_files_under_any_name(place: Place, java: Any) ->
     is_remote = not place.uri().startswith(("/", "file:"))
     # The names that Java can open on this machine in the C locale.
     names_for_java = [name for name in HOSTILE if is_remote or name.isascii()]
-    names = HOSTILE if isinstance(place.storage, DriverStorage) else names_for_java
+    names = HOSTILE if isinstance(place.storage, LocalStorage) else names_for_java
     for number, name in enumerate(names):
         ours, theirs = (name, f"o{number}"), (name, f"t{number}")
         place.storage.write_atomically(place.uri("in", *ours), name.encode())
@@ -293,7 +292,7 @@ def test_arrow_writes_and_reads_parquet(place: Place) -> None:
 
 
 def test_arrow_file_that_fails_is_not_stored(place: Place) -> None:
-    if isinstance(place.storage, DriverStorage):
+    if isinstance(place.storage, LocalStorage):
         pytest.skip("pyarrow writes where the file lies")
     uri = place.uri("t", "part-0.parquet")
     with contextlib.suppress(ZeroDivisionError), place.storage.arrow_output(uri) as (path, _):
@@ -370,7 +369,7 @@ def test_error_is_one_line_with_place_and_remedy(
             throwable.initCause(error)
         error = throwable
     uri = "abfss://c@a.dfs.core.windows.net/f"
-    translated = _translate(Py4JJavaError("", error), "read", uri)
+    translated = translate(Py4JJavaError("", error), "read", uri)
     assert isinstance(translated, StorageError)
     assert str(translated).startswith(f"Could not read {uri}: ")
     assert "\n" not in str(translated)

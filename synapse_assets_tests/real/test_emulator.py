@@ -24,7 +24,8 @@ from azure.synapse.spark.models import SparkBatchJob, SparkBatchJobOptions
 from synapse_assets.compute.login import EMULATOR_TOKEN
 from synapse_assets.datastore import Datastore
 from synapse_assets.datastore.credentials import Emulator
-from synapse_assets.services import SYNAPSE_POOL, Azurite, Livy, SparkCluster, SynapseEmulator
+from synapse_assets.services import SYNAPSE_POOL, Azurite, Livy, SynapseEmulator
+from synapse_assets_tests.real.spark_cluster import SparkCluster
 
 pytestmark = [pytest.mark.services, pytest.mark.spark, pytest.mark.timeout(300)]
 

@@ -32,6 +32,7 @@ from synapse_assets.errors import ConfigurationError, SynapseAssetsError
 from synapse_assets.services import Azurite, Hdfs, downloads
 from synapse_assets.services.azurite import ACCOUNT, ACCOUNT_KEY
 from synapse_assets.services.process import Server, Service, choose_ports, is_free
+from synapse_assets.services.supervisor import run_emulator
 
 pytestmark = pytest.mark.services
 
@@ -347,3 +348,31 @@ def test_the_supervisor_runs_until_it_is_told_to_stop_and_keeps_the_data(tmp_pat
         BlobServiceClient(azurite.endpoint, credential=ACCOUNT_KEY) as service,
     ):
         assert [found.name for found in service.list_containers()] == ["synapse-assets"]
+
+
+@pytest.mark.timeout(180)
+def test_the_emulators_alone_make_their_container_in_the_azurite_that_is_there(
+    azurite: Azurite,
+) -> None:
+    script = (
+        "from synapse_assets.services.supervisor import run_emulator\n"
+        "run_emulator(port=None, pools=['one'], master='local[1]')"
+    )
+    environment = {**os.environ, "SYNAPSE_ASSETS_AZURITE": azurite.endpoint}
+    call = [sys.executable, "-c", script]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        said = "".join(iter(process.stdout.readline, "Ctrl-C stops them, and all that they run.\n"))
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "Stopped.\n"
+    assert "Looking for Azurite" not in said
+    with BlobServiceClient(azurite.endpoint, credential=ACCOUNT_KEY) as service:
+        assert "synapse-assets" in [found.name for found in service.list_containers()]
+
+
+def test_an_azurite_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = choose_ports("A test", None)
+    endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
+    monkeypatch.setenv("SYNAPSE_ASSETS_AZURITE", endpoint)
+    with pytest.raises(ConfigurationError, match=rf"{endpoint}.*SYNAPSE_ASSETS_AZURITE"):
+        run_emulator(port=None, pools=["one"], master="local[1]")

@@ -62,12 +62,12 @@ class TestInDagster:
         credential = ClientSecret(
             tenant_id="tenant", client_id="client", client_secret=dg.EnvVar("PLANTED_SECRET")
         )
-        seen = []
+        seen: list[str] = []
 
         @dg.asset
         def reads(context: dg.AssetExecutionContext, store: Store) -> None:
             context.log.info(f"{store!r} {store} {store.model_dump()}")
-            seen.append(store.credential.delta_options(place())["client_secret"])
+            seen.extend(store.credential.hadoop_configuration(place()).secret.values())
 
         defs = dg.Definitions([reads], resources={"store": Store(credential=credential)})
         with dg.DagsterInstance.ephemeral() as instance:
