@@ -151,7 +151,7 @@ def _spark_conf() -> str:
     # over as text: the bare scripts do not pay for an import of Dagster.
     datastore = Datastore(root=".")
     spark = LocalSpark(datastore=datastore)
-    return json.dumps({**spark.spark_conf()})
+    return json.dumps({**spark.spark_conf(spark.asked())})
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -10,21 +10,16 @@ What an attempt leaves in the datastore, so that a re-execution by another proce
         claim, output/                 of a batch on a cluster: see `runner` and `channel`
 """
 
-import hashlib
-import json
 import logging
 import math
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 
-from synapse_assets.compute.batch import BatchService, BatchState, Submission
-from synapse_assets.datastore import Datastore
-from synapse_assets.datastore.datastore import ATTEMPTS
+from synapse_assets.compute.batch import Batch, BatchState
 from synapse_assets.errors import ComputeError, StepFailedError, StepTimeoutError
 
 logger = logging.getLogger(__name__)
@@ -68,285 +63,146 @@ class StepRefusedError(StepFailedError, dg.Failure):
         dg.Failure.__init__(self, description=message, metadata=FINAL, allow_retries=False)
 
 
-@dataclass(frozen=True)
-class Record:
-    """What the datastore keeps of an attempt's last submission.
+def adopt(batch: Batch, *, say: Callable[[str], None]) -> Batch | None:
+    """Return the batch of an earlier try if it runs or has left its proof, None otherwise.
 
-    Attributes:
-        fingerprint: Hash of what was to be done.
-        submission: Name of the submission, and of its batch.
-        batch_id: Id of the batch; None until the service has told it.
-        bundle: Location of the bundle.
-        extras: Locations of what the target needs beside it; vacuum keeps both.
-        run_id: The run that submitted it.
+    Raises:
+        ServiceUnavailableError: It could not be found out.
     """
-
-    fingerprint: str
-    submission: str
-    batch_id: str | None
-    bundle: str
-    extras: list[str]
-    run_id: str
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """What an earlier try of the same work left: a batch, its proof, or both."""
-
-    submission: Submission
-    batch_id: str | None
-    manifest: dict[str, Any] | None
+    key = batch.submission.attempt
+    if batch.submission.manifest() is None:
+        batch.id = batch.id or batch.find() or ""
+        if batch.id and not batch.get_state().is_final:
+            say(f"{key} is already there, as batch {batch.id}: it is adopted.")
+            return batch
+        # It may have finished since its manifest was looked for.
+        if not batch.id or batch.submission.manifest() is None:
+            return None
+    say(f"{key} has already finished: its files are adopted.")
+    return batch
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One try of one step for one partition, and the files that tell of it.
+def submit(batch: Batch, job: Mapping[str, Any]) -> None:
+    """Start a batch; its id is in the datastore then.
 
-    Attributes:
-        key: The attempt's key, the same for every re-execution of a run.
-        datastore: Where its files lie.
-        fingerprint: Hash of what is to be done; a batch or a manifest of an older code or input
-            is not adopted.
+    Where an interruption ends this, the batch has an id if there may be one to cancel.
     """
-
-    key: str
-    datastore: Datastore
-    fingerprint: str
-
-    @classmethod
-    def of(cls, key: str, *, datastore: Datastore, work: Mapping[str, Any]) -> "Attempt":
-        """Return the attempt `key` at doing `work` (JSON values)."""
-        digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
-        return cls(key=key, datastore=datastore, fingerprint=digest)
-
-    def new_submission(self, *, bundle: str, extras: Sequence[str]) -> Submission:
-        """Return a submission of this attempt that was never made before."""
-        return self._submission(f"{self.key}-{uuid.uuid4().hex[:8]}", bundle, extras)
-
-    def last_submission(self) -> tuple[Submission, str | None] | None:
-        """Return the last submission of this work and its batch's id; None if there is none."""
-        record = read_record(self.datastore, self.key)
-        if record is None or record.fingerprint != self.fingerprint:
-            return None
-        return self._submission(record.submission, record.bundle, record.extras), record.batch_id
-
-    def adopt(self, service: BatchService, *, say: Callable[[str], None]) -> Adopted | None:
-        """Return what an earlier try left of the same work, None if there is nothing to go on with.
-
-        Raises:
-            ServiceUnavailableError: It could not be found out.
-        """
-        last = self.last_submission()
-        if last is None:
-            return None
-        submission, batch_id = last
-        manifest = self.manifest(submission)
-        if manifest is not None:
-            say(f"{self.key} has already finished: its files are adopted.")
-            return Adopted(submission, batch_id, manifest)
-        batch_id = service.find(submission) if batch_id is None else batch_id
-        if batch_id is None:
-            return None
-        while (state := service.get_state(batch_id, submission)) is BatchState.UNKNOWN:
-            service.wait(batch_id, seconds=1.0)
-        if state.is_final:
-            # It may have finished since its manifest was looked for.
-            manifest = self.manifest(submission)
-            return None if manifest is None else Adopted(submission, batch_id, manifest)
-        say(f"{self.key} is already there, as batch {batch_id}: it is adopted.")
-        return Adopted(submission, batch_id, None)
-
-    def manifest(self, submission: Submission) -> dict[str, Any] | None:
-        """Return the proof that a submission's step finished, None if there is none."""
-        return self._read(self.uri(submission, "manifest.json"))
-
-    def uri(self, submission: Submission, name: str) -> str:
-        """Return the location of one of a submission's files."""
-        return self.datastore.uri(ATTEMPTS, self.key, submission.name, name)
-
-    def submit(
-        self,
-        service: BatchService,
-        submission: Submission,
-        *,
-        job: Mapping[str, Any],
-        run_id: str,
-    ) -> str:
-        """Start a batch and return its id, which is then in the datastore.
-
-        Whatever ends this early leaves no batch behind, as far as the service can be asked.
-        """
-        record = Record(
-            fingerprint=self.fingerprint,
-            submission=submission.name,
-            batch_id=None,
-            bundle=submission.bundle,
-            extras=[*submission.extras],
-            run_id=run_id,
-        )
-        self._write(submission.job_file, job)
-        write_record(self.datastore, self.key, record)
-        batch_id = None
+    submission = batch.submission
+    submission.write_job(job)
+    submission.save()
+    try:
+        batch.id = batch.submit()
+        replace(submission, batch_id=batch.id).save()
+    except ComputeError:
+        # The service has been asked, as far as it can be.
+        raise
+    except BaseException:
         try:
-            batch_id = service.submit(submission)
-            write_record(self.datastore, self.key, replace(record, batch_id=batch_id))
-        except ComputeError:
-            # The service has been asked, as far as it can be.
-            raise
-        except BaseException:
-            try:
-                batch_id = batch_id or service.find(submission)
-                if batch_id is not None:
-                    service.cancel(batch_id, submission)
-            except ComputeError as e:
-                # What ended this must not be lost: an interruption ends the run.
-                logger.error("%s", e)
-            raise
-        return batch_id
+            batch.id = batch.id or batch.find() or ""
+        except ComputeError as e:
+            # What ended this must not be lost: an interruption ends the run.
+            logger.error("%s", e)
+        raise
 
-    def wait(
-        self,
-        service: BatchService,
-        batch_id: str,
-        submission: Submission,
-        *,
-        limits: Mapping[BatchState, float],
-        say: Callable[[str], None],
-    ) -> dict[str, Any]:
-        """Wait for a batch and return its manifest.
 
-        Whatever ends the waiting early (a timeout, an interruption, an error) cancels the batch
-        and returns only when nothing of it runs any more.
+def wait(
+    batch: Batch, *, limits: Mapping[BatchState, float], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Wait for a batch and return its manifest.
 
-        Args:
-            service: The target's verbs.
-            batch_id: The batch to wait for.
-            submission: Its submission.
-            limits: How long the batch may be in each of its states, in seconds.
-            say: Takes a line for each change of the state.
+    Whatever ends the waiting early (a timeout, an interruption, an error) cancels the batch
+    and returns only when nothing of it runs any more.
 
-        Raises:
-            StepTimeoutError: It was in one state longer than that.
-            StepRefusedError: The step refused its input.
-            StepFailedError: It ended without a manifest, whatever the service says of it.
-            ServiceUnavailableError: The service was out of reach for too long.
-        """
-        waited_for: set[str] = set()
-        while True:
-            waited_for.add(batch_id)
-            try:
-                self._wait(service, batch_id, submission, limits=limits, say=say)
-            except BaseException as e:
-                unsure = cancel(service, batch_id, submission)
-                # A step that has finished is finished, however its batch is ended.
-                manifest = self.manifest(submission) if isinstance(e, ComputeError) else None
-                if manifest is not None:
-                    say(f"{self.key} has finished, although: {e}")
-                    return manifest
-                if unsure is not None and isinstance(e, ComputeError):
-                    raise type(e)(f"{e}\n\n{unsure}") from e
-                raise
-            manifest = self.manifest(submission)
+    Args:
+        batch: The batch to wait for.
+        limits: How long it may be in each of its states, in seconds.
+        say: Takes a line for each change of the state.
+
+    Raises:
+        StepTimeoutError: It was in one state longer than that.
+        StepRefusedError: The step refused its input.
+        StepFailedError: It ended without a manifest, whatever the service says of it.
+        ServiceUnavailableError: The service was out of reach for too long.
+    """
+    submission = batch.submission
+    waited_for: set[str] = set()
+    while True:
+        waited_for.add(batch.id)
+        try:
+            _wait_for_end(batch, limits=limits, say=say)
+        except BaseException as e:
+            unsure = cancel(batch)
+            # A step that has finished is finished, however its batch is ended.
+            manifest = submission.manifest() if isinstance(e, ComputeError) else None
             if manifest is not None:
+                say(f"{submission.attempt} has finished, although: {e}")
                 return manifest
-            failure = self._read(self.uri(submission, "failure.json"))
-            end = service.describe_end(batch_id)
-            if failure is not None:
-                error = StepRefusedError if failure.get("is_refusal") else StepFailedError
-                raise error(f"{failure['message']}\n\nStep {self.key}: {end}")
-            # Neither proof nor reason. Of a batch that was asked for twice the other one may do
-            # the work.
-            other, unsure = None, None
-            try:
-                other = service.find(submission)
-            except ComputeError as e:
-                unsure = e
-            if other is not None and other not in waited_for:
-                say(f"The work of batch {batch_id} is done by batch {other}.")
-                batch_id = other
-                continue
-            # What says that it has ended may be wrong, too.
-            unsure = cancel(service, batch_id, submission) or unsure
-            manifest = self.manifest(submission)
-            if manifest is not None:
-                return manifest
-            text = (
-                f"{self.key} ended without a manifest, so nothing was committed. "
-                f"Look at the end of its log, and run it again.\n\n{end}"
-            )
-            raise StepFailedError(text if unsure is None else f"{text}\n\n{unsure}")
-
-    def _wait(
-        self,
-        service: BatchService,
-        batch_id: str,
-        submission: Submission,
-        *,
-        limits: Mapping[BatchState, float],
-        say: Callable[[str], None],
-    ) -> None:
-        started = changed = time.monotonic()
-        # A state that comes back goes on counting, so a service that wavers outwits no limit.
-        spent = dict.fromkeys(BatchState, 0.0)
-        last: BatchState | None = None
-        while not (state := service.get_state(batch_id, submission)).is_final:
-            now = time.monotonic()
-            if last is not None:
-                spent[last] += now - changed
-            changed = now
-            if state is not last and last is not None:
-                say(f"Batch {batch_id} is {state.value} after {now - started:.1f} s.")
-            last = state
-            left = limits.get(state, math.inf) - spent[state]
-            if left < 0:
-                what, remedy = _PHASES[state]
-                raise StepTimeoutError(
-                    f"{self.key} {what.format(limit=limits[state])} and was cancelled. {remedy}"
-                )
-            poll = min(max(_FIRST_POLL_SECONDS, (now - started) * _POLL_SHARE), _MAX_POLL_SECONDS)
-            service.wait(batch_id, seconds=min(poll, left + 0.001))
-
-    def _submission(self, name: str, bundle: str, extras: Sequence[str]) -> Submission:
-        folder = (ATTEMPTS, self.key, name)
-        return Submission(
-            name=name,
-            attempt=self.key,
-            bundle=bundle,
-            extras=tuple(extras),
-            job_file=self.datastore.uri(*folder, "job.json"),
-            output=self.datastore.uri(*folder, "output"),
+            if unsure is not None and isinstance(e, ComputeError):
+                raise type(e)(f"{e}\n\n{unsure}") from e
+            raise
+        manifest = submission.manifest()
+        if manifest is not None:
+            return manifest
+        failure = submission.read("failure.json")
+        end = batch.describe_end()
+        if failure is not None:
+            error = StepRefusedError if failure.get("is_refusal") else StepFailedError
+            raise error(f"{failure['message']}\n\nStep {submission.attempt}: {end}")
+        # Neither proof nor reason. Of a batch that was asked for twice the other one may do
+        # the work.
+        other, unsure = None, None
+        try:
+            other = batch.find()
+        except ComputeError as e:
+            unsure = e
+        if other is not None and other not in waited_for:
+            say(f"The work of batch {batch.id} is done by batch {other}.")
+            batch.id = other
+            continue
+        # What says that it has ended may be wrong, too.
+        unsure = cancel(batch) or unsure
+        manifest = submission.manifest()
+        if manifest is not None:
+            return manifest
+        text = (
+            f"{submission.attempt} ended without a manifest, so nothing was committed. "
+            f"Look at the end of its log, and run it again.\n\n{end}"
         )
-
-    def _read(self, uri: str) -> dict[str, Any] | None:
-        text = self.datastore.storage().read_text(uri)
-        return None if text is None else json.loads(text)
-
-    def _write(self, uri: str, value: Mapping[str, Any]) -> None:
-        self.datastore.storage().write_atomically(uri, json.dumps(value, indent=1).encode())
+        raise StepFailedError(text if unsure is None else f"{text}\n\n{unsure}")
 
 
-def cancel(service: BatchService, batch_id: str, submission: Submission) -> ComputeError | None:
+def _wait_for_end(
+    batch: Batch, *, limits: Mapping[BatchState, float], say: Callable[[str], None]
+) -> None:
+    started = changed = time.monotonic()
+    # A state that comes back goes on counting, so a service that wavers outwits no limit.
+    spent = dict.fromkeys(BatchState, 0.0)
+    last: BatchState | None = None
+    while not (state := batch.get_state()).is_final:
+        now = time.monotonic()
+        if last is not None:
+            spent[last] += now - changed
+        changed = now
+        if state is not last and last is not None:
+            say(f"Batch {batch.id} is {state.value} after {now - started:.1f} s.")
+        last = state
+        left = limits.get(state, math.inf) - spent[state]
+        if left < 0:
+            what, remedy = _PHASES[state]
+            raise StepTimeoutError(
+                f"{batch.submission.attempt} {what.format(limit=limits[state])} and was cancelled. "
+                f"{remedy}"
+            )
+        poll = min(max(_FIRST_POLL_SECONDS, (now - started) * _POLL_SHARE), _MAX_POLL_SECONDS)
+        batch.wait(min(poll, left + 0.001))
+
+
+def cancel(batch: Batch) -> ComputeError | None:
     """Cancel a batch; return why it is not known whether it ended, None if it is."""
     try:
-        service.cancel(batch_id, submission)
+        batch.cancel()
     except ComputeError as e:
         # Said here too: an interruption leaves no room for it.
         logger.error("%s", e)
         return e
     return None
-
-
-def read_record(datastore: Datastore, key: str) -> Record | None:
-    """Return the record of an attempt, None if there is none."""
-    text = datastore.storage().read_text(datastore.uri(ATTEMPTS, key, "record.json"))
-    if text is None:
-        return None
-    values = json.loads(text)
-    # One of an earlier release says less: its files are not where they are looked for now.
-    return Record(**values) if values.keys() == Record.__annotations__.keys() else None
-
-
-def write_record(datastore: Datastore, key: str, record: Record) -> None:
-    """Store the record of an attempt."""
-    content = json.dumps(vars(record), indent=1).encode()
-    datastore.storage().write_atomically(datastore.uri(ATTEMPTS, key, "record.json"), content)

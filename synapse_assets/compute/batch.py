@@ -1,12 +1,20 @@
 """A batch: a step that was handed to a compute target, seen from the orchestrator."""
 
+import json
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
 import dagster as dg
+
+from synapse_assets.datastore import Datastore
+from synapse_assets.datastore.datastore import ATTEMPTS
+
+# What the record of an attempt holds beside the name of its last submission.
+_KEPT = ("fingerprint", "bundle", "extras", "run_id", "batch_id")
 
 
 class BatchState(Enum):
@@ -18,7 +26,6 @@ class BatchState(Enum):
     ENDING = "ending"
     ENDED = "ended"
     VANISHED = "vanished"
-    UNKNOWN = "out of reach"
 
     @property
     def is_final(self) -> bool:
@@ -28,38 +35,109 @@ class BatchState(Enum):
 
 @dataclass(frozen=True)
 class Submission:
-    """What a target needs to start a batch.
+    """A request for a batch: what is asked for, and the files that tell what came of it.
 
     Attributes:
-        name: Name of the batch, which no other submission has.
-        attempt: Key of the attempt.
+        datastore: Where the files lie.
+        attempt: Key of the attempt, the same for every re-execution of a run.
+        name: Its name and that of its batch, which no other submission has.
+        fingerprint: Hash of what is to be done.
         bundle: Location of the bundle.
-        extras: Locations of what the target needs beside it.
-        job_file: Location of the job file.
-        output: Location of the folder for what a step on a cluster says.
+        extras: Locations of what the target needs beside it; vacuum keeps both.
+        run_id: The run that asks.
+        batch_id: Id of the batch, an opaque string; None until the service has told it.
     """
 
-    name: str
+    datastore: Datastore
     attempt: str
+    name: str
+    fingerprint: str
     bundle: str
-    extras: tuple[str, ...]
-    job_file: str
-    output: str
+    extras: Sequence[str]
+    run_id: str
+    batch_id: str | None = None
+
+    @classmethod
+    def new(cls, datastore: Datastore, attempt: str, **values: Any) -> "Submission":
+        """Return a submission of an attempt that was never made before."""
+        return cls(datastore, attempt, f"{attempt}-{uuid.uuid4().hex[:8]}", **values)
+
+    @classmethod
+    def last(cls, datastore: Datastore, attempt: str) -> "Submission | None":
+        """Return the last submission of an attempt, None if there is none."""
+        text = datastore.storage().read_text(datastore.uri(ATTEMPTS, attempt, "record.json"))
+        record = {} if text is None else json.loads(text)
+        # One of an earlier release says less: its files are not where they are looked for now.
+        if not {"submission", *_KEPT} <= record.keys():
+            return None
+        kept = {name: record[name] for name in _KEPT}
+        return cls(datastore, attempt, record["submission"], **kept)
+
+    def save(self) -> None:
+        """Store it as the last one of its attempt."""
+        record = {"submission": self.name, **{name: getattr(self, name) for name in _KEPT}}
+        self._write(self.datastore.uri(ATTEMPTS, self.attempt, "record.json"), record)
+
+    def uri(self, name: str) -> str:
+        """Return the location of one of its files."""
+        return self.datastore.uri(ATTEMPTS, self.attempt, self.name, name)
+
+    @property
+    def job_file(self) -> str:
+        """Location of what the runner is told to do."""
+        return self.uri("job.json")
+
+    @property
+    def output(self) -> str:
+        """Location of the folder for what a step on a cluster says."""
+        return self.uri("output")
+
+    def locations(self) -> dict[str, str]:
+        """Return what the runner is told of where its files are to lie, as in the job file."""
+        return {
+            "manifest": self.uri("manifest.json"),
+            "failure": self.uri("failure.json"),
+            "claim": self.uri("claim"),
+            "output": self.output,
+        }
+
+    def write_job(self, job: Mapping[str, Any]) -> None:
+        """Store what the runner is to do."""
+        self._write(self.job_file, job)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return what one of its JSON files holds, None if it is not there."""
+        text = self.datastore.storage().read_text(self.uri(name))
+        return None if text is None else json.loads(text)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the proof that the step has finished, None if there is none."""
+        return self.read("manifest.json")
+
+    def _write(self, uri: str, value: Mapping[str, Any]) -> None:
+        self.datastore.storage().write_atomically(uri, json.dumps(value, indent=1).encode())
 
 
-class BatchService(ABC):
-    """The verbs of one target for one step. The life cycle of an attempt is built on them.
+class Batch(ABC):
+    """The batch of one submission: the verbs of its target.
 
-    Batch ids are opaque strings.
+    The life cycle of an attempt is built on them.
 
     Attributes:
         keeps_messages: Whether what a step said can be read again after it has ended.
+        submission: What asks for it.
+        id: Its id; empty until it is known.
     """
 
     keeps_messages: ClassVar[bool] = False
 
+    def __init__(self, submission: Submission) -> None:
+        """Create it; nothing is contacted."""
+        self.submission = submission
+        self.id = submission.batch_id or ""
+
     @abstractmethod
-    def submit(self, submission: Submission) -> str:
+    def submit(self) -> str:
         """Start one batch, and only one, and return its id.
 
         Raises:
@@ -67,32 +145,29 @@ class BatchService(ABC):
         """
 
     @abstractmethod
-    def find(self, submission: Submission) -> str | None:
-        """Return the id of the batch of a submission whose answer was lost, None if none is."""
+    def find(self) -> str | None:
+        """Return the id of a batch whose answer was lost, None if there is none."""
 
     @abstractmethod
-    def get_state(self, batch_id: str, submission: Submission) -> BatchState:
-        """Return the state of a submission's batch; VANISHED if nothing knows of it any more.
-
-        UNKNOWN if it could not be asked and was never heard of before.
-        """
+    def get_state(self) -> BatchState:
+        """Return its state; VANISHED if nothing knows of it any more."""
 
     @abstractmethod
-    def wait(self, batch_id: str, *, seconds: float) -> None:
-        """Return when the batch may have changed its state, after `seconds` at the latest."""
+    def wait(self, seconds: float) -> None:
+        """Return when it may have changed its state, after `seconds` at the latest."""
 
     @abstractmethod
-    def cancel(self, batch_id: str, submission: Submission) -> None:
-        """Stop a batch, and return when nothing of it runs any more."""
+    def cancel(self) -> None:
+        """Stop it, and return when nothing of it runs any more."""
 
     @abstractmethod
-    def describe_end(self, batch_id: str) -> str:
-        """Return how a batch ended and the tail of its log, for the message of a failure."""
+    def describe_end(self) -> str:
+        """Return how it ended and the tail of its log, for the message of a failure."""
 
-    def message_reader(self, submission: Submission) -> dg.PipesMessageReader:
+    def message_reader(self) -> dg.PipesMessageReader:
         """Return what brings the step's messages, and on a cluster its output, to this process."""
         return dg.PipesTempFileMessageReader()
 
-    def describe_use(self, batch_id: str) -> Mapping[str, Any]:
-        """Return metadata of the assets about the batch: links, what it used and what it cost."""
+    def describe_use(self) -> Mapping[str, Any]:
+        """Return metadata of the assets about it: links, what it used and what it cost."""
         return {}

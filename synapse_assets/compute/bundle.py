@@ -72,8 +72,9 @@ class Bundle:
         """
         files = dict(source_files(module))
         for name in _RUNNER_MODULES:
-            files.update({**_stubs_above(name), **files, _bundle_path(name): _source(name)})
-        files[f"{VENDORED}/{_PIPES_MODULE}/__init__.py"] = _source(_PIPES_MODULE)
+            path, source = _read(name)
+            files = {**_stubs_above(name), **files, path: source}
+        files[f"{VENDORED}/{_PIPES_MODULE}/__init__.py"] = _read(_PIPES_MODULE)[1]
         files["__main__.py"] = _MAIN.encode()
         _check_size(module, files)
         buffer = io.BytesIO()
@@ -106,13 +107,13 @@ def source_files(module: str) -> Mapping[str, bytes]:
     pending = [package, module]
     while pending:
         name = pending.pop()
-        path = _bundle_path(name)
+        path, source = _read(name)
         if path in files:
             continue
-        files[path] = _source(name)
+        files[path] = source
         if name != package:
             pending.append(name.rpartition(".")[0])
-        for imported, line in _imports(name, files[path]):
+        for imported, line in _imports(name, source):
             if imported == package or imported.startswith(f"{package}."):
                 pending.append(imported)
             else:
@@ -175,21 +176,17 @@ def _check_import(imported: str, *, where: str, package: str) -> None:
         )
 
 
-def _source(module: str) -> bytes:
+def _read(module: str) -> tuple[str, bytes]:
+    """Return the path of a module inside the bundle, and its source."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         spec = None
     if spec is None or spec.origin is None:
         raise BundleError(f"There is no module {module} to ship. Check the step's entry point.")
-    return Path(spec.origin).read_bytes()
-
-
-def _bundle_path(module: str) -> str:
-    """Return the path of a module inside the bundle."""
-    spec = importlib.util.find_spec(module)
-    is_package = spec is not None and spec.submodule_search_locations is not None
-    return module.replace(".", "/") + ("/__init__.py" if is_package else ".py")
+    is_package = spec.submodule_search_locations is not None
+    path = module.replace(".", "/") + ("/__init__.py" if is_package else ".py")
+    return path, Path(spec.origin).read_bytes()
 
 
 def _stubs_above(module: str) -> dict[str, bytes]:

@@ -1,15 +1,16 @@
 """Calls to a service that runs batches: what goes wrong with them, and how long to go on asking."""
 
 import contextlib
-import datetime as dt
-import email.utils
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-_MAX_RETRY_AFTER_SECONDS = 600.0
+_MAX_RETRY_AFTER_SECONDS = 300.0
 _TIMEOUT, _CONFLICT, _THROTTLED = 408, 409, 429
 _TRANSIENT = (_TIMEOUT, _CONFLICT, _THROTTLED)
 
@@ -39,27 +40,29 @@ class CallError(Exception):
 
 
 class Patience:
-    """Waits longer and longer between tries, for so long in all."""
+    """Waits longer and longer between tries, for so long in all from the first failure on."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self._deadline = time.monotonic() + limit
+        self._deadline: float | None = None
         self._tries = 0
 
     def wait(self, error: CallError | None) -> bool:
         """Wait before the next try; return False at once if the time is up."""
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self.limit
+            if error is not None:
+                logger.warning("%s; it is asked again.", error)
         asked = 0.0 if error is None else error.retry_after or 0.0
-        pause = max(pause_after(self._tries), asked)
-        self._tries += 1
-        if time.monotonic() + pause > self._deadline:
+        left = self._deadline - now
+        if left <= 0 or asked > left:
             return False
-        time.sleep(pause)
+        pause = _PAUSES[min(self._tries, len(_PAUSES) - 1)]
+        self._tries += 1
+        # The last try is at the limit.
+        time.sleep(max(min(pause, left), asked))
         return True
-
-
-def pause_after(failures: int) -> float:
-    """Return how long to wait after so many failures before this one, in seconds."""
-    return _PAUSES[min(failures, len(_PAUSES) - 1)]
 
 
 def is_refusal(error: CallError) -> bool:
@@ -70,17 +73,14 @@ def is_refusal(error: CallError) -> bool:
 
 def parse_retry_after(value: str | None) -> float | None:
     """Return a Retry-After header (RFC 9110, 10.2.3) in seconds, None if there is none to use."""
-    if value is None:
-        return None
+    from urllib3.exceptions import InvalidHeader
+    from urllib3.util import Retry
+
     try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            at = email.utils.parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = (at - dt.datetime.now(tz=at.tzinfo)).total_seconds()
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
+        seconds = None if value is None else Retry().parse_retry_after(value)
+    except InvalidHeader:
+        return None
+    return None if seconds is None else min(seconds, _MAX_RETRY_AFTER_SECONDS)
 
 
 @contextlib.contextmanager
@@ -95,9 +95,11 @@ def translated(place: str) -> Iterator[None]:
         if e.response is None:
             # The answer broke off.
             raise CallError(f"{place} could not be asked: {e.message}") from e
-        headers: Mapping[str, str] = getattr(e.response, "headers", None) or {}
+        response: Any = e.response
+        headers: Mapping[str, str] = getattr(response, "headers", None) or {}
+        said = sentence_of(response.body().decode(errors="replace")) or e.message
         raise CallError(
-            f"HTTP {e.status_code} {e.reason}: {_said(e.response, e.message)}",
+            f"HTTP {e.status_code} {e.reason}: {said}",
             status=e.status_code,
             retry_after=parse_retry_after(headers.get("Retry-After")),
         ) from e
@@ -109,13 +111,13 @@ def translated(place: str) -> Iterator[None]:
         raise CallError(f"{place} answered what cannot be read: {e!r}") from e
 
 
-def _said(response: Any, message: str) -> str:
-    """Return the service's own sentence."""
-    text = response.body().decode(errors="replace").strip()
+def sentence_of(text: str) -> str:
+    """Return what a refusal says: a service's own sentence, or the first line of another page."""
+    text = text.strip()
     try:
         answer = json.loads(text)
     except ValueError:
-        return text.partition("\n")[0] or message
+        return text.partition("\n")[0]
     if not isinstance(answer, dict):
         return str(answer)
     inner = answer["error"] if isinstance(answer.get("error"), dict) else answer

@@ -49,6 +49,11 @@ def stop_uri(folder: str) -> str:
     return f"{folder}.stop"
 
 
+def done_uri(folder: str, node: int) -> str:
+    """Return the location of the file that a node beside the first one leaves when it is done."""
+    return f"{folder}.done-{node}"
+
+
 class Channel:
     """Writes chunks from a thread of its own, half a second after there is something to say."""
 
@@ -172,8 +177,11 @@ class Channel:
         # One that the store does not take is followed by others.
         with contextlib.suppress(Exception):
             self._storage.write_atomically(beat_uri(self._folder), str(time.time()).encode())
-            if self._stop and self._storage.read_text(stop_uri(self._folder)) is not None:
-                self._stop()
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._stop and self._storage.read_text(stop_uri(self._folder)) is not None:
+            self._stop()
 
     def _has_something(self) -> bool:
         return bool(self._messages or any(self._output.values()))
@@ -211,3 +219,24 @@ class Channel:
             else:
                 self._is_failing = False
                 return
+
+
+class SilentChannel(Channel):
+    """That of a node beside the first one: it stores nothing, and ends the step when asked to."""
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["Channel"]:
+        """Look for who wants the step to end, for as long as the process lives."""
+        threading.Thread(target=self._watch, daemon=True).start()
+        yield self
+
+    def write_message(self, message: Mapping[str, Any]) -> None:
+        """Print what the step logs, and leave out all other messages."""
+        if message["method"] == "log":
+            print(message["params"]["message"], file=sys.stderr)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            with contextlib.suppress(Exception):
+                self._stop_if_asked()

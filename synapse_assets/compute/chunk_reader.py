@@ -44,20 +44,12 @@ class ChunkReader(dg.PipesMessageReader):
     Attributes:
         said_last: Set when the step has said that it ended, which the service tells later.
         tail: The last lines of the output.
-        has_output: Whether a chunk has come.
     """
 
-    def __init__(self, storage: Storage, folder: str, *, said_last: threading.Event) -> None:
-        """Create the reader.
-
-        Args:
-            storage: The store.
-            folder: Location of the folder with the chunks.
-            said_last: Is set by the last chunk.
-        """
-        self.said_last = said_last
+    def __init__(self, storage: Storage, folder: str) -> None:
+        """Create the reader of the chunks in a folder; nothing is read yet."""
+        self.said_last = threading.Event()
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self.has_output = False
         self._storage = storage
         self._folder = folder
         self._begun = dict.fromkeys(_STREAMS, b"")
@@ -111,7 +103,6 @@ class ChunkReader(dg.PipesMessageReader):
 
     def _handle(self, chunk: dict[str, Any], handler: "PipesMessageHandler") -> bool:
         """Pass a chunk on, and return whether it is the last one."""
-        self.has_output = True
         for stream in _STREAMS:
             content = self._begun[stream] + chunk[stream].encode("utf-8", "surrogateescape")
             # Whole lines: others write to the same output, between two chunks too.
@@ -134,10 +125,6 @@ class ChunkReader(dg.PipesMessageReader):
             self._begun[stream] = b""
 
     def _write(self, stream: str, content: bytes) -> None:
-        _write_all(_STREAMS[stream], content)
         self.tail.extend(content.decode(errors="replace").splitlines())
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
+        while content:
+            content = content[os.write(_STREAMS[stream], content) :]

@@ -1,6 +1,8 @@
 """The seam to a service that runs batches: five verbs, and a batch as the service tells of it."""
 
 import datetime as dt
+import functools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,36 +10,20 @@ from typing import Any
 
 from synapse_assets.compute.batch import BatchState
 
+logger = logging.getLogger(__name__)
+
 # Every state that Livy and Synapse have (azure-synapse-spark: LivyStates), and every status of
-# Azure ML (JobStatus in mfe.json). One that is not here is not final.
+# Azure ML (JobStatus in mfe.json). One that is not here is not final. 'NotResponding' has lost its
+# heartbeat, and may come back.
+_STATES = {
+    BatchState.QUEUED: "not_started NotStarted Scheduled Queued Paused",
+    BatchState.STARTING: "starting Starting Provisioning Preparing",
+    BatchState.RUNNING: "recovering running idle busy Running NotResponding Unknown",
+    BatchState.ENDING: "shutting_down Finalizing CancelRequested",
+    BatchState.ENDED: "success error dead killed Completed Failed Canceled",
+}
 STATES: Mapping[str, BatchState] = {
-    "not_started": BatchState.QUEUED,
-    "starting": BatchState.STARTING,
-    "recovering": BatchState.RUNNING,
-    "running": BatchState.RUNNING,
-    "idle": BatchState.RUNNING,
-    "busy": BatchState.RUNNING,
-    "shutting_down": BatchState.ENDING,
-    "success": BatchState.ENDED,
-    "error": BatchState.ENDED,
-    "dead": BatchState.ENDED,
-    "killed": BatchState.ENDED,
-    "NotStarted": BatchState.QUEUED,
-    "Scheduled": BatchState.QUEUED,
-    "Queued": BatchState.QUEUED,
-    "Paused": BatchState.QUEUED,
-    "Starting": BatchState.STARTING,
-    "Provisioning": BatchState.STARTING,
-    "Preparing": BatchState.STARTING,
-    "Running": BatchState.RUNNING,
-    # It has lost its heartbeat, and may come back.
-    "NotResponding": BatchState.RUNNING,
-    "Unknown": BatchState.RUNNING,
-    "Finalizing": BatchState.ENDING,
-    "CancelRequested": BatchState.ENDING,
-    "Completed": BatchState.ENDED,
-    "Failed": BatchState.ENDED,
-    "Canceled": BatchState.ENDED,
+    word: state for state, words in _STATES.items() for word in words.split()
 }
 # Synapse's verdict, which is there also for a batch that never came to Livy.
 _VERDICTS = ("Succeeded", "Failed", "Cancelled")
@@ -54,7 +40,7 @@ class RemoteBatch:
         result: Synapse's verdict: 'Uncertain' until there is one; None elsewhere.
         application_id: YARN's or Spark's id of the application, None until there is one.
         links: Pages about it, by the name of the metadata that shows them.
-        log: The last lines of its log.
+        log: The last lines of its log, where they come with it.
         errors: What the service says went wrong: 'message', 'errorCode', 'source'.
         started: When it got what it runs on, None where the service does not tell.
         ended: When it ended.
@@ -76,6 +62,8 @@ class RemoteBatch:
         """Its state in our words; one that is unknown here is taken to run."""
         if self.result in _VERDICTS:
             return BatchState.ENDED
+        if self.state not in STATES:
+            _tell_unknown(self.state)
         return STATES.get(self.state, BatchState.RUNNING)
 
     @property
@@ -86,17 +74,22 @@ class RemoteBatch:
         return (self.ended - self.started).total_seconds()
 
 
+@functools.cache
+def _tell_unknown(state: str) -> None:
+    logger.warning("The state '%s' of a batch, which is unknown here, is taken for running.", state)
+
+
 @dataclass(frozen=True)
-class LogPage:
-    """Some lines of a batch's log.
+class LogTail:
+    """The end of a batch's log.
 
     Attributes:
         lines: The lines.
-        start: Number of the first of them, counted from 0; None where the service has no pages.
+        earlier: How many come before them.
     """
 
     lines: Sequence[str]
-    start: int | None = None
+    earlier: int = 0
 
 
 class BatchClient(ABC):
@@ -131,8 +124,8 @@ class BatchClient(ABC):
         """End a batch."""
 
     @abstractmethod
-    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
-        """Return up to `size` lines of the log of a batch from line `start` on, if kept."""
+    def get_batch_logs(self, batch_id: str, *, size: int) -> LogTail:
+        """Return the end of a batch's log, `size` lines of it or more if there are so many."""
 
     def complete(self, batch: RemoteBatch) -> RemoteBatch:
         """Return a batch with what the service tells only of one at its end."""

@@ -139,10 +139,9 @@ def _find_changes(
     before = None if last is None else last.metadata.get(_ENVIRONMENT)
     if not isinstance(before, dg.JsonMetadataValue) or not isinstance(before.value, dict):
         return []
-    versions = [(name, before.value.get(name), environment.get(name)) for name in environment]
-    versions += [(name, old, None) for name, old in before.value.items() if name not in environment]
+    old = before.value
     return [
-        f"{name} {old or 'none'} -> {new or 'none'}"
-        for name, old, new in sorted(versions)
-        if old != new
+        f"{name} {old.get(name) or 'none'} -> {environment.get(name) or 'none'}"
+        for name in sorted({*old, *environment})
+        if old.get(name) != environment.get(name)
     ]

@@ -49,24 +49,6 @@ def _read_table() -> tuple[Explanation, ...]:
 
 
 KNOWN = _read_table()
-# What Synapse says of where a fault came from.
-_OF_SOURCE = {
-    "System": Explanation(
-        "service_fault",
-        pattern="",
-        cause="Synapse says that the fault is its own.",
-        remedy="Run the step again; if it recurs, ask Azure's support with the batch's id.",
-        is_transient=True,
-    ),
-    "Dependency": Explanation(
-        "dependency_fault",
-        pattern="",
-        cause="Synapse says that a service it depends on failed, such as storage or the network.",
-        remedy="Look at Azure's service health and at the storage account, and run it again.",
-        is_transient=True,
-    ),
-}
-
 # A request for more than the whole quota will not be served by waiting.
 _ASKED = re.compile(
     r"requested (\d+) vcores\b.*?\bout of (?:quota of|available) (\d+) vcores",
@@ -75,7 +57,7 @@ _ASKED = re.compile(
 _ASKED_TOO_MUCH = {"workspace_busy": "workspace_quota", "pool_busy": "pool_too_small"}
 
 
-def explain(text: str, *, source: str | None = None) -> Explanation | None:
+def explain(text: str) -> Explanation | None:
     """Return the cause that messages and a log's tail speak of, None if it is not known here.
 
     What the driver's traceback says goes before all else. If that is an error of the step's own,
@@ -83,16 +65,12 @@ def explain(text: str, *, source: str | None = None) -> Explanation | None:
 
     Args:
         text: The service's messages, and the last lines of the log.
-        source: What Synapse says of where the fault came from; used if `text` says nothing.
     """
     trace = driver_traceback(text.split("\n"))
     error = "" if trace is None else _last_error(trace)[0]
     is_own = trace is not None and not _ERROR_OF_SPARK.match(error)
     causes = [known for known in KNOWN if not (is_own and known.is_symptom)]
-    found = _search(error, KNOWN) or _search(trace or "", causes) or _search(text, causes)
-    if found is None and source is not None and not is_own:
-        return _OF_SOURCE.get(source.capitalize())
-    return found
+    return _search(error, KNOWN) or _search(trace or "", causes) or _search(text, causes)
 
 
 def _search(text: str, known: Iterable[Explanation]) -> Explanation | None:
@@ -143,18 +121,13 @@ def driver_traceback(lines: Iterable[str]) -> str | None:
             place = "outside" if place == "message" else place
         elif place == "frames" and line.startswith(" "):
             current.append(line)
-        elif place == "frames" and line and not _JAVA.match(line):
+        elif place != "outside" and line and not _JAVA.match(line):
             current.append(line)
-            last = current
-            place = "message"
-        elif place == "message" and line and not _JAVA.match(line):
-            current.append(line)
+            last, place = current, "message"
         elif line in _CHAINED:
             chain = [*current, "", line, ""]
-        elif line:
-            chain = []
-            place = "outside"
-        elif place == "message":
+        elif line or place == "message":
+            chain = [] if line else chain
             place = "outside"
     return "\n".join(last) if last else None
 

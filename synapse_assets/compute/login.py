@@ -1,7 +1,8 @@
 """Who asks a service of Azure to run something."""
 
-import functools
 import time
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from synapse_assets.compute.calls import CallError
@@ -17,7 +18,8 @@ EMULATOR_TOKEN = "emulator"  # noqa: S105
 _YEAR = 365 * 24 * 60 * 60
 
 
-class _EmulatorLogin:
+@dataclass(frozen=True)
+class _EmulatorCredential:
     """A credential with the emulators' token, as azure-core wants one."""
 
     def get_token(self, *scopes: str, **options: Any) -> "AccessToken":
@@ -26,15 +28,12 @@ class _EmulatorLogin:
         return AccessToken(EMULATOR_TOKEN, int(time.time()) + _YEAR)
 
 
-_EMULATOR_LOGIN = _EmulatorLogin()
-_UNAUTHORIZED = 401
-
-
+# Those of one credential, which is one per configuration, are equal: clients are kept by it.
+@dataclass(unsafe_hash=True)
 class _Login:
     """A credential whose errors are told from those of the service, which was not asked then."""
 
-    def __init__(self, credential: "TokenCredential") -> None:
-        self.credential = credential
+    credential: "TokenCredential | _EmulatorCredential"
 
     def get_token(self, *scopes: str, **options: Any) -> "AccessToken":
         from azure.core.exceptions import AzureError, ClientAuthenticationError
@@ -45,30 +44,24 @@ class _Login:
             is_refused = isinstance(e, ClientAuthenticationError)
             raise CallError(
                 f"There is no token for the service: {e}",
-                status=_UNAUTHORIZED if is_refused else None,
+                status=HTTPStatus.UNAUTHORIZED if is_refused else None,
                 was_sent=False,
             ) from e
-
-
-# One object per credential, which is one per configuration: clients are kept by it.
-@functools.lru_cache(maxsize=16)
-def _login(credential: Any) -> _Login:
-    return _Login(credential)
 
 
 def login_to(place: str, *, credential: Credential, cloud: Cloud) -> Any:
     """Return the credential for a service, as azure-core wants one.
 
-    It is the same object for the same configuration.
+    It is an equal one for the same configuration.
 
     Raises:
         ConfigurationError: The credential is no identity.
     """
     is_emulator = cloud.name == "emulator"
-    login: Any = _EMULATOR_LOGIN if is_emulator else credential.token_credential(cloud)
-    if login is None:
+    found = _EmulatorCredential() if is_emulator else credential.token_credential(cloud)
+    if found is None:
         raise ConfigurationError(
             f"{place} wants an identity, and an account key or a SAS is none: give the "
             "resource another credential."
         )
-    return _login(login)
+    return _Login(found)

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import dagster as dg
 from pydantic import ConfigDict, Field
 
-from synapse_assets.compute.batch import BatchService, BatchState, Submission
-from synapse_assets.compute.batches import RemoteBatches
+from synapse_assets.compute.batch import Batch, BatchState, Submission
+from synapse_assets.compute.batches import ServiceBatch
 from synapse_assets.compute.client import BatchClient, RemoteBatch
 from synapse_assets.compute.explanations import Explanation
 from synapse_assets.compute.target import ComputeTarget
@@ -59,18 +59,6 @@ class RemoteTarget(ComputeTarget):
         """What messages call the service."""
 
     @abstractmethod
-    def asked(self, options: dg.Config | None = None) -> Any:
-        """Return what a batch asks for in all: a step's options over those of the resource.
-
-        Raises:
-            ConfigurationError: The options are not those of this target.
-        """
-
-    @abstractmethod
-    def check(self, options: Any) -> None:
-        """Raise a ConfigurationError if no batch of these options can run."""
-
-    @abstractmethod
     def request(self, submission: Submission, options: Any) -> Mapping[str, Any]:
         """Return the request of a batch, in the words of the client."""
 
@@ -78,7 +66,7 @@ class RemoteTarget(ComputeTarget):
     def describe(self, batch: RemoteBatch, options: Any) -> Mapping[str, Any]:
         """Return metadata about a batch: links, what it used and what it cost."""
 
-    def explain(self, text: str, *, source: str | None = None) -> Explanation | None:
+    def explain(self, text: str) -> Explanation | None:
         """Return the cause that messages and a log's tail speak of, None if it is not known."""
         return None
 
@@ -91,15 +79,9 @@ class RemoteTarget(ComputeTarget):
             BatchState.ENDING: self.ending_timeout_seconds,
         }
 
-    def batch_service(self, options: dg.Config | None) -> BatchService:
-        """Return the service's verbs.
-
-        Raises:
-            ConfigurationError: It cannot run a batch of these options.
-        """
-        asked = self.asked(options)
-        self.check(asked)
-        return RemoteBatches(self, asked)
+    def batch(self, submission: Submission, options: Any) -> Batch:
+        """Return the batch of a submission, as its service knows it."""
+        return ServiceBatch(self, submission, options)
 
 
 def describe_batch(
@@ -118,6 +100,8 @@ def describe_batch(
         name: dg.MetadataValue.int(count),
         **{link: dg.MetadataValue.url(url) for link, url in batch.links.items()},
     }
+    if batch.application_id:
+        metadata["application_id"] = dg.MetadataValue.text(batch.application_id)
     if batch.seconds is not None:
         used = count * batch.seconds
         metadata[f"{name.removesuffix('s')}_seconds"] = dg.MetadataValue.float(round(used, 1))

@@ -20,6 +20,10 @@ or, for a driver on a cluster:
     claim        file that only the first batch of a job can create
     output       folder for what the driver says; see `channel`
 or, for a node of a cluster: `output` and `arguments`. Its environment tells the `storage`.
+
+Of several nodes each runs the same function with the same inputs, and finds its place in RANK and
+WORLD_SIZE. Node 0 alone reports, writes outputs and, once all others are done, the manifest. What
+the others return, or write into a folder, is dropped. The first one that fails ends them all.
 """
 
 import atexit
@@ -32,17 +36,19 @@ import platform
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import typing
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.compute.channel import Channel
+from synapse_assets.compute.channel import Channel, SilentChannel, done_uri, stop_uri
 from synapse_assets.datasets import handlers
 from synapse_assets.datastore.storage import SECRETS, Storage, open_storage
 
@@ -66,6 +72,7 @@ _INPUT = re.compile(r"\$\{\{\s*inputs\.(\w+)\s*\}\}")
 VENDORED = "vendored"
 
 _JVM_CHECK_SECONDS = 0.5
+_NODES_CHECK_SECONDS = 0.5
 
 _PACKAGES = ("pyspark", "pyarrow", "pandas", "polars", "scikit-learn", "skops", "numpy")
 
@@ -83,7 +90,7 @@ def main() -> None:
     secrets = json.loads(os.environ.pop(SECRETS, "{}"))
     storage = open_storage(job["storage"], secrets.get("storage", {}))
     spark = functools.cache(lambda: _spark_session(job["spark_conf"], secrets.get("hadoop", {})))
-    sys.argv[1:] = job.get("arguments") or []
+    _tell_inputs(job)
     code = _run_and_tell(job, storage=storage, spark=spark)
     sys.exit(code)
 
@@ -123,6 +130,26 @@ def main_on_node() -> None:
     secrets = json.loads(os.environ.pop(SECRETS, "{}"))
     storage = open_storage(json.loads(os.environ[STORAGE]), secrets.get("storage", {}))
     job = _read_job(storage, sys.argv[1])
+    _tell_inputs(job)
+    # Of several nodes Azure ML tells each its place, as torch.distributed wants it.
+    rank, nodes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    channel: Channel = SilentChannel(storage, job["output"], stop=_kill_group)
+    if rank == 0:
+        # A job that lost its node begins anew on another one, and goes on with the output.
+        chunks = len(storage.list_files(job["output"]))
+        channel = Channel(storage, job["output"], stop=_kill_group, first=chunks + 1)
+    with channel.opened():
+        code = _run_and_tell(
+            job, storage=storage, spark=_no_spark, channel=channel, rank=rank, nodes=nodes
+        )
+    if code and nodes > 1:
+        # The others may wait for this one.
+        storage.write_atomically(stop_uri(job["output"]), b"")
+    sys.exit(code)
+
+
+def _tell_inputs(job: Job) -> None:
+    """Set the command line, and the variables of the inputs, as Azure ML does for a script."""
     locations = {name: reference["uri"] for name, reference in job["inputs"].items()}
     for name, location in locations.items():
         os.environ[_INPUT_VARIABLE.format(name=name)] = location
@@ -131,11 +158,6 @@ def main_on_node() -> None:
         _INPUT.sub(lambda match: locations.get(match[1], match[0]), argument)
         for argument in job.get("arguments") or []
     ]
-    # A job that lost its node begins anew on another one, and goes on with the output.
-    chunks = len(storage.list_files(job["output"]))
-    with Channel(storage, job["output"], stop=_kill_group, first=chunks + 1).opened() as channel:
-        code = _run_and_tell(job, storage=storage, spark=_no_spark, channel=channel)
-    sys.exit(code)
 
 
 def _read_job(storage: Storage, uri: str) -> Job:
@@ -156,6 +178,8 @@ def _run_and_tell(
     storage: Storage,
     spark: Callable[[], "SparkSession"],
     channel: "Channel | None" = None,
+    rank: int = 0,
+    nodes: int = 1,
 ) -> int:
     """Run a job, tell of it through Dagster Pipes, and return the exit code."""
     os.environ.update(job["pipes"])
@@ -169,27 +193,44 @@ def _run_and_tell(
     with dagster_pipes.open_dagster_pipes(message_writer=writer) as pipes:
         _forward_logging(pipes, package=job["step"]["module"].rpartition(".")[0])
         try:
-            run(job, storage=storage, spark=spark)
+            run(job, storage=storage, spark=spark, rank=rank, nodes=nodes)
         except Exception as e:  # noqa: BLE001 -- whatever ends a step, its user has to be told
             traceback.print_exc()
-            _write_json(storage, job["failure"], _describe(e))
+            failure = _describe(e)
+            if nodes == 1:
+                _write_json(storage, job["failure"], failure)
+            else:
+                failure["message"] = f"Node {rank}: {failure['message']}"
+                # The failures after the first one follow from it.
+                storage.write_once(job["failure"], json.dumps(failure).encode())
             return EXIT_STEP_FAILED
     return 0
 
 
-def run(job: Job, *, storage: Storage, spark: Callable[[], "SparkSession"]) -> None:
+def run(
+    job: Job,
+    *,
+    storage: Storage,
+    spark: Callable[[], "SparkSession"],
+    rank: int = 0,
+    nodes: int = 1,
+) -> None:
     """Execute a job: load, call, write, and write the manifest as the last thing.
 
     Args:
         job: What the job file holds.
         storage: The store that the datasets lie in.
         spark: Returns the Spark session.
+        rank: This node's number; what another one than node 0 makes is dropped.
+        nodes: How many nodes run the job.
     """
     started = time.monotonic()
     hadoop_paths = job["engine"] == "spark"
     access = handlers.Access(storage=storage, spark=spark, hadoop_paths=hadoop_paths)
     function = getattr(import_module(job["step"]["module"]), job["step"]["function"])
     targets = {name: handlers.Target(**fields) for name, fields in job["outputs"].items()}
+    if rank:
+        targets = {name: replace(t, uri=tempfile.mkdtemp()) for name, t in targets.items()}
     reports: dict[str, dict[str, Any]] = {name: {} for name in targets}
 
     def report(output: str, /, **values: Any) -> None:
@@ -205,9 +246,16 @@ def run(job: Job, *, storage: Storage, spark: Callable[[], "SparkSession"]) -> N
         raise ValueError(
             f"The step returned {sorted(unknown)}, but its outputs are {sorted(targets)}."
         )
+    if rank:
+        storage.write_atomically(done_uri(job["output"], rank), b"")
+        return
     outputs = _write_outputs(returned, arguments, targets, access)
     for name, output in outputs.items():
         output["metadata"] = reports[name]
+    for other in range(1, nodes):
+        # What it left before the job began anew will do: it has done its work then.
+        while storage.read_text(done_uri(job["output"], other)) is None:
+            time.sleep(_NODES_CHECK_SECONDS)
     ended = time.monotonic()
     manifest = {
         "attempt": job["attempt"],

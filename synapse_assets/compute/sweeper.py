@@ -3,15 +3,16 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as LateError
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import dagster as dg
 
-from synapse_assets.compute.attempt import Record, read_record
+from synapse_assets.compute.batch import Submission
 from synapse_assets.compute.calls import CallError
-from synapse_assets.compute.client import RemoteBatch
 from synapse_assets.compute.remote import RemoteTarget
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import SynapseAssetsError
@@ -76,29 +77,21 @@ def sweep(
         now: Returns the time, in seconds since 1970.
     """
     found = Sweep(start=start)
-    errors: list[BaseException] = []
     is_late = threading.Event()
-
-    def look() -> None:
-        try:
-            _look(target, instance, found, now=now, is_late=is_late)
-        except (CallError, SynapseAssetsError) as e:
-            found.problem = f"{target.place} could not be swept: {e}"
-        except BaseException as e:  # noqa: BLE001 -- raised below, in the thread that asked
-            errors.append(e)
-
-    thread = threading.Thread(target=look, name="sweeper", daemon=True)
-    thread.start()
-    thread.join(_PATIENCE_SECONDS)
-    if thread.is_alive():
+    pool = ThreadPoolExecutor(1, thread_name_prefix="sweeper")
+    look = pool.submit(_look, target, instance, found, now=now, is_late=is_late)
+    pool.shutdown(wait=False)
+    try:
+        look.result(_PATIENCE_SECONDS)
+    except LateError:
         is_late.set()
         return Sweep(
             cancelled=list(found.cancelled),
             problem=f"{target.place} did not answer within {_PATIENCE_SECONDS:g} s.",
             start=start,
         )
-    for error in errors:
-        raise error
+    except (CallError, SynapseAssetsError) as e:
+        found.problem = f"{target.place} could not be swept: {e}"
     return found
 
 
@@ -115,10 +108,17 @@ def _look(
     for _ in range(_MAX_PAGES):
         page, total = client.list_batches(found.start)
         for batch in page:
-            if batch.phase.is_final or (owner := _owner(target.datastore, batch)) is None:
+            name = batch.name or ""
+            last = None if batch.phase.is_final else _last_submission(target.datastore, name)
+            if last is None:
                 continue
-            reason = _reason_to_keep(owner, instance, target.orphaned_timeout_seconds, now=now)
-            called = f"Batch {batch.id} ({batch.name})"
+            # Stored before the batch was asked for: another one means a later submission.
+            if name.endswith(last.name):
+                reason = _reason_to_keep(last.run_id, instance, target, now=now)
+                fault = f"its run {last.run_id} has ended, and nobody has re-executed it"
+            else:
+                reason, fault = None, f"its attempt has submitted {last.name} since"
+            called = f"Batch {batch.id} ({name})"
             if reason is not None:
                 found.kept.append(f"{called} is left alone: {reason}.")
             elif not is_late.is_set():
@@ -128,7 +128,7 @@ def _look(
                     if e.status != HTTPStatus.NOT_FOUND:
                         found.kept.append(f"{called} could not be cancelled: {e}.")
                     continue
-                found.cancelled.append(f"{called} was cancelled: {_fault(owner)}.")
+                found.cancelled.append(f"{called} was cancelled: {fault}.")
         # A service that forgets what was cancelled moves the rest up: the next round sees it.
         found.start += len(page)
         if not page or found.start >= total:
@@ -138,50 +138,23 @@ def _look(
             return
 
 
-@dataclass(frozen=True)
-class _Owner:
-    """The attempt to which a batch belongs.
-
-    Attributes:
-        record: The attempt's last submission.
-        is_superseded: Whether that is another one than the batch's.
-    """
-
-    record: Record
-    is_superseded: bool
-
-
-def _owner(datastore: Datastore, batch: RemoteBatch) -> _Owner | None:
-    """Return whose batch it is, None if it is not of an attempt of this datastore."""
-    match = _NAME.search(batch.name or "")
-    if match is None:
-        return None
-    for key in _keys(match["key"]):
-        record = read_record(datastore, key)
-        if record is not None:
-            # Stored before the batch was asked for: another one means a later submission.
-            return _Owner(record, not match[0].endswith(record.submission))
+def _last_submission(datastore: Datastore, name: str) -> Submission | None:
+    """Return the last submission of the attempt that a batch is of, None if it is of none here."""
+    match = _NAME.search(name)
+    # All of what is before the digits may be the attempt's key, or what follows a prefix.
+    words = match["key"].split("-") if match else []
+    for index in range(len(words) - 1):
+        if len("-".join(words[index:-1])) <= _MAX_READABLE:
+            last = Submission.last(datastore, "-".join(words[index:]))
+            if last is not None:
+                return last
     return None
 
 
-def _keys(name: str) -> Iterator[str]:
-    """Yield what may be the attempt's key in a name: all of it, or what follows a prefix."""
-    words = name.split("-")
-    for index in range(len(words) - 1):
-        if len("-".join(words[index:-1])) <= _MAX_READABLE:
-            yield "-".join(words[index:])
-
-
 def _reason_to_keep(
-    owner: _Owner,
-    instance: dg.DagsterInstance,
-    grace_seconds: float,
-    *,
-    now: Callable[[], float],
+    run_id: str, instance: dg.DagsterInstance, target: RemoteTarget, *, now: Callable[[], float]
 ) -> str | None:
-    if owner.is_superseded:
-        return None
-    run_id = owner.record.run_id
+    """Return why the batch of a run is left alone, None if nobody waits for it."""
     own = instance.get_run_record_by_id(run_id)
     if own is None:
         return f"its run {run_id} is of another Dagster instance, or was deleted"
@@ -196,13 +169,7 @@ def _reason_to_keep(
                 "terminate it in Dagster's UI"
             )
     ended = max(record.end_time or record.update_timestamp.timestamp() for record in group)
-    left = ended + grace_seconds - now()
+    left = ended + target.orphaned_timeout_seconds - now()
     if left > 0:
         return f"for {left / 60:.0f} min more a re-execution of the run {run_id} can adopt it"
     return None
-
-
-def _fault(owner: _Owner) -> str:
-    if owner.is_superseded:
-        return f"its attempt has submitted {owner.record.submission} since"
-    return f"its run {owner.record.run_id} has ended, and nobody has re-executed it"

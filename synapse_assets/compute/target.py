@@ -1,5 +1,7 @@
 """The compute target: what an asset's code calls to run a step."""
 
+import hashlib
+import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +13,8 @@ from typing import Any, ClassVar, Literal
 import dagster as dg
 from pydantic import Field
 
-from synapse_assets.compute.attempt import Adopted, Attempt, cancel
-from synapse_assets.compute.batch import BatchService, BatchState
+from synapse_assets.compute.attempt import adopt, cancel, submit, wait
+from synapse_assets.compute.batch import Batch, BatchState, Submission
 from synapse_assets.compute.completed import CompletedStep, complete
 from synapse_assets.compute.step import Step
 from synapse_assets.datasets.attempt import attempt_key
@@ -36,26 +38,36 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
     )
 
     @abstractmethod
-    def batch_service(self, options: dg.Config | None) -> BatchService:
-        """Return the target's verbs, for one step.
+    def asked(self, options: dg.Config | None = None) -> Any:
+        """Return all that a step asks for: its options over what the resource gives to every step.
 
-        Args:
-            options: What the step asks for beside what the resource gives to every step.
+        The other methods get what this one returns as their `options`.
 
         Raises:
-            ConfigurationError: The target cannot run anything as it is configured.
+            ConfigurationError: The options are not those of this target.
         """
 
-    def surroundings(self, options: dg.Config | None) -> Mapping[str, Any]:
+    def check(self, options: Any) -> None:
+        """Raise a ConfigurationError if no batch of these options can run."""
+
+    @abstractmethod
+    def batch(self, submission: Submission, options: Any) -> Batch:
+        """Return the batch of a submission; nothing is contacted.
+
+        Raises:
+            ConfigurationError: The credential is no identity.
+        """
+
+    def surroundings(self, options: Any) -> Mapping[str, Any]:
         """Return what the runner has to be told of where it runs. JSON-able."""
         return {"storage": self.datastore.storage_spec()}
 
-    def upload_extras(self, options: dg.Config | None) -> Sequence[str]:
+    def upload_extras(self, options: Any) -> Sequence[str]:
         """Store what a batch needs beside its bundle, and return the locations."""
         return ()
 
     def capacity(
-        self, context: dg.AssetExecutionContext, options: dg.Config | None
+        self, context: dg.AssetExecutionContext, options: Any
     ) -> AbstractContextManager[None]:
         """Return what a step holds for as long as its batch is not final."""
         return nullcontext()
@@ -93,77 +105,69 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             StepRefusedError: The step refused its input with a `ValueError`; it is not retried.
             StepFailedError: The step failed, or ended without proof that it finished.
         """
-        service = self.batch_service(options)
+        asked = self.asked(options)
+        self.check(asked)
         slots = _slots(context)
         bundle = step.bundle()
+        key = _key_of(context)
+        say = context.log.info
         work = {
-            "attempt": _key_of(context),
+            "attempt": key,
             "step": {
                 "module": step.module,
                 "function": step.function,
                 "parameters": {**step.parameters, **(parameters or {})},
             },
             "engine": self.engine,
-            **self.surroundings(options),
+            **self.surroundings(asked),
             "inputs": {name: version.to_json() for name, version in inputs.items()},
         }
-        attempt = Attempt.of(
-            work["attempt"],
-            datastore=self.datastore,
-            work={**work, "bundle": bundle.sha256, "outputs": list(slots)},
+        done = json.dumps({**work, "bundle": bundle.sha256, "outputs": list(slots)}, sort_keys=True)
+        fingerprint = hashlib.sha256(done.encode()).hexdigest()
+        last, adopted = Submission.last(self.datastore, key), None
+        if last is not None and last.fingerprint == fingerprint:
+            adopted = adopt(self.batch(last, asked), say=say)
+        batch = adopted or self.batch(
+            Submission.new(
+                self.datastore,
+                key,
+                fingerprint=fingerprint,
+                bundle=bundle.upload(self.datastore),
+                extras=self.upload_extras(asked),
+                run_id=context.run.run_id,
+            ),
+            asked,
         )
-        adopted = attempt.adopt(service, say=context.log.info)
-        if adopted is not None and adopted.manifest is not None and not service.keeps_messages:
-            return complete(adopted.manifest, slots, context=context, inputs=inputs)
-        submission = (
-            attempt.new_submission(
-                bundle=bundle.upload(self.datastore), extras=self.upload_extras(options)
-            )
-            if adopted is None
-            else adopted.submission
-        )
-        is_waited_for = False
+        manifest = None if adopted is None else batch.submission.manifest()
+        if manifest is not None and not batch.keeps_messages:
+            return complete(manifest, slots, context=context, inputs=inputs)
+        is_waited_for = manifest is not None
         try:
             with (
-                self.capacity(context, options),
-                _pipes_session(context, service.message_reader(submission)) as session,
+                self.capacity(context, asked),
+                _pipes_session(context, batch.message_reader()) as session,
             ):
                 if adopted is None:
                     job = {
                         **work,
                         "outputs": {
-                            name: asdict(slot.fresh_target(self.datastore, attempt=attempt.key))
+                            name: asdict(slot.fresh_target(self.datastore, attempt=key))
                             for name, (_, slot) in slots.items()
                         },
-                        "manifest": attempt.uri(submission, "manifest.json"),
-                        "failure": attempt.uri(submission, "failure.json"),
-                        "claim": attempt.uri(submission, "claim"),
-                        "output": submission.output,
+                        **batch.submission.locations(),
                         "pipes": session.get_bootstrap_env_vars(),
                     }
-                    batch_id = attempt.submit(
-                        service, submission, job=job, run_id=context.run.run_id
-                    )
-                    adopted = Adopted(submission, batch_id, None)
-                    context.log.info(f"{step.entry_point} started as batch {batch_id}.")
+                    submit(batch, job)
+                    say(f"{step.entry_point} started as batch {batch.id}.")
                     # What the commit needs is imported while the step works.
                     import_module("pyarrow.json"), import_module("pyarrow.parquet")
-                manifest = adopted.manifest
                 if manifest is None:
-                    assert adopted.batch_id is not None
                     is_waited_for = True
-                    manifest = attempt.wait(
-                        service,
-                        adopted.batch_id,
-                        submission,
-                        limits=self.limits(),
-                        say=context.log.info,
-                    )
+                    manifest = wait(batch, limits=self.limits(), say=say)
         except BaseException:
             # An interruption where nobody waits for the batch yet.
-            has_batch = adopted is not None and adopted.manifest is None and adopted.batch_id
-            if has_batch and not is_waited_for:
-                cancel(service, has_batch, submission)
+            if batch.id and not is_waited_for:
+                cancel(batch)
             raise
         return complete(
             manifest,
@@ -171,7 +175,7 @@ class ComputeTarget(dg.ConfigurableResource["ComputeTarget"], ABC):
             context=context,
             inputs=inputs,
             reported=session.get_reported_results(),
-            use=service.describe_use(adopted.batch_id) if adopted.batch_id is not None else {},
+            use=batch.describe_use() if batch.id else {},
         )
 
 

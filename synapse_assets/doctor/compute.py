@@ -6,6 +6,7 @@ from pathlib import Path
 
 from synapse_assets.compute.calls import CallError
 from synapse_assets.compute.cpu import AzureMLCpu
+from synapse_assets.compute.cpu.cluster import check_size
 from synapse_assets.compute.explanations import explain
 from synapse_assets.compute.spark import LocalSpark, SparkPool
 from synapse_assets.doctor.check import Finding, Subject, failed, ok, warning
@@ -50,6 +51,7 @@ def check_cpu(subject: Subject) -> Finding:
         found = client.get_cluster(cpu.cluster)
     except CallError as e:
         return failed(f"{cpu.place}: {e}", _workspace_remedy(subject, e.status))
+    check_size(found or cpu.wanted_cluster(), cpu.asked().nodes, place=cpu.place)
     if found is None:
         return ok(
             f"{cpu.place} is not there yet: the first run makes it, of {cpu.min_nodes} to "

@@ -43,7 +43,7 @@ from starlette.routing import Route
 
 from synapse_assets.services import api
 from synapse_assets.services.azureml import CLOUD_NAME, ML_WORKSPACE, TLS
-from synapse_assets.services.azureml_jobs import FINAL, LOG, Cluster, Job, Workspace
+from synapse_assets.services.azureml_jobs import FINAL, Cluster, Job, Workspace
 from synapse_assets.services.process import HOST
 
 _PROVIDER = (
@@ -128,7 +128,8 @@ def build_app(folder: Path, *, endpoint: str) -> Starlette:
 
     def log(request: Request) -> Response:
         job = api.find(workspace.jobs, request.path_params["job"], "run")
-        return PlainTextResponse(job.log.read_text(encoding="utf-8", errors="replace"))
+        file = api.find(job.logs, request.path_params["log"], "log")
+        return PlainTextResponse(file.read_text(encoding="utf-8", errors="replace"))
 
     def get_workspace(request: Request, _: _Body) -> _Body:
         return {
@@ -214,14 +215,18 @@ def build_app(folder: Path, *, endpoint: str) -> Starlette:
             "startTimeUtc": found.started,
             "endTimeUtc": found.ended,
             "error": None if found.error is None else error,
-            "logFiles": {LOG: f"{endpoint}/logs/{found.name}"} if found.log.exists() else {},
+            "logFiles": {
+                log: f"{endpoint}/logs/{found.name}/{log}"
+                for log, file in found.logs.items()
+                if file.exists()
+            },
         }
 
     return api.build_app(
         [
             # These two ask for no token, as in Azure: the second one's is in its address.
             Route("/metadata/endpoints", clouds),
-            Route("/logs/{job}", log),
+            Route("/logs/{job}/{log:path}", log),
             api.route("/discovery", discovery),
             api.route(_WORKSPACE, get_workspace),
             api.route(f"{_WORKSPACE}/computes/{{compute}}", compute, "GET", "PUT"),

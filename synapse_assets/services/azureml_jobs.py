@@ -3,6 +3,9 @@
 While there is a file 'hold-<status>' in the workspace's folder, jobs stay in that status; while
 there is a file 'fail-<status>', they fail there, for the reason that is in it. A file 'preempt'
 takes the node away from the job that runs, once.
+
+A job of several nodes has one process for each, with the variables that Azure ML sets for PyTorch.
+Where one fails, the job does, and the others are ended.
 """
 
 import contextlib
@@ -23,12 +26,13 @@ from typing import Any
 
 from synapse_assets.services.api import RefusedError, now
 from synapse_assets.services.azureml import NODE_VARIABLES
-from synapse_assets.services.process import Server
+from synapse_assets.services.process import HOST, Server, choose_ports
 
 _logger = logging.getLogger("uvicorn.error")  # the one that uvicorn shows
 
 FINAL = ("Completed", "Failed", "Canceled")
-LOG = "user_logs/std_log.txt"
+_LOG = "user_logs/std_log.txt"
+_LOG_OF_PROCESS = "user_logs/std_log_process_{rank}.txt"
 
 _COMPUTE_SECONDS = 1.0
 _GRACE_SECONDS = 2.0
@@ -87,9 +91,17 @@ class Job:
         return str(self.properties.get("computeId")).rpartition("/")[2]
 
     @property
-    def log(self) -> Path:
-        """What the command printed."""
-        return self.folder / LOG
+    def nodes(self) -> int:
+        """How many nodes it holds."""
+        return int((self.properties.get("resources") or {}).get("instanceCount") or 1)
+
+    @property
+    def logs(self) -> dict[str, Path]:
+        """What the command prints on each node, by the log's name."""
+        names = [_LOG]
+        if self.properties.get("distribution"):
+            names = [_LOG_OF_PROCESS.format(rank=rank) for rank in range(self.nodes)]
+        return {name: self.folder / name for name in names}
 
 
 class Workspace:
@@ -125,6 +137,11 @@ class Workspace:
             raise RefusedError(400, "Only jobs of the type Command are here.")
         if not _JOB_NAME.fullmatch(name):
             raise RefusedError(400, f"The job name {name!r} is invalid.")
+        distribution = properties.get("distribution")
+        if distribution or job.nodes != 1:
+            kind = {"distributionType": "PyTorch", "processCountPerInstance": 1}
+            if job.nodes < 1 or distribution != kind:
+                raise RefusedError(400, "Only one process for each node is here, as PyTorch's.")
         if job.cluster not in self.clusters:
             raise RefusedError(400, f"There is no compute {job.cluster!r}.")
         with self._lock:
@@ -148,17 +165,21 @@ class Workspace:
             self._enter(job, "Starting")
             self._enter(job, "Preparing")
             programs = self._build(job)
-            code = None
-            while code is None:
+            codes = None
+            while codes is None:
                 self._enter(job, "Queued")
-                with self._node(job):
+                with self._nodes(job):
                     self._enter(job, "Running")
-                    code = self._execute(job, programs)
+                    codes = self._execute(job, programs)
             self._enter(job, "Finalizing")
-            if code == 0 or job.cancel.is_set():
+            failed = next((log for log, code in codes.items() if code), None)
+            if failed is None or job.cancel.is_set():
                 status = "Canceled" if job.cancel.is_set() else "Completed"
             else:
-                job.error = f"Execution failed. User process 'bash' exited with status code {code}."
+                job.error = (
+                    f"Execution failed. User process 'bash' exited with status code "
+                    f"{codes[failed]}. Please check log file '{failed}' for error details."
+                )
         except _JobError as e:
             job.error = str(e)
         except _CanceledError:
@@ -182,13 +203,13 @@ class Workspace:
             raise _JobError(failing.read_text(encoding="utf-8"))
 
     @contextlib.contextmanager
-    def _node(self, job: Job) -> Iterator[None]:
-        """Wait until the cluster has a node for a job, and hold it."""
+    def _nodes(self, job: Job) -> Iterator[None]:
+        """Wait until the cluster has the nodes for a job, and hold them."""
         cluster = self.clusters[job.cluster]
         while True:
             with self._lock:
-                if cluster.busy < cluster.max_nodes:
-                    cluster.busy += 1
+                if cluster.busy + job.nodes <= cluster.max_nodes:
+                    cluster.busy += job.nodes
                     break
             if job.cancel.wait(_LOOK_SECONDS):
                 raise _CanceledError
@@ -197,7 +218,7 @@ class Workspace:
             yield
         finally:
             with self._lock:
-                cluster.busy -= 1
+                cluster.busy -= job.nodes
 
     def _build(self, job: Job) -> Path:
         """Return the folder of the programs of a job's environment."""
@@ -210,27 +231,61 @@ class Workspace:
         with self._lock:
             return _make_environment(self._folder / "environments" / version)
 
-    def _execute(self, job: Job, programs: Path) -> int | None:
-        """Run a job's command until it ends or the job is cancelled.
+    def _execute(self, job: Job, programs: Path) -> dict[str, int] | None:
+        """Run a job's command on its nodes until it ends, or fails on one, or is cancelled.
 
         Returns:
-            The exit code, None if the node was taken away.
+            The exit codes of the nodes on which it ended, by their logs; None if a node was taken
+            away.
         """
-        job.log.unlink(missing_ok=True)
+        place = {}
+        if job.properties.get("distribution"):
+            (port,) = choose_ports("A job", None)
+            place = {"MASTER_ADDR": HOST, "MASTER_PORT": str(port), "WORLD_SIZE": str(job.nodes)}
+            place["LOCAL_RANK"] = "0"
+        containers = {}
+        for rank, (log, file) in enumerate(job.logs.items()):
+            file.unlink(missing_ok=True)
+            own = {**place, "RANK": str(rank), "NODE_RANK": str(rank)} if place else {}
+            containers[log] = self._container(job, programs, log=file, place=own)
+        for container in containers.values():
+            container.start()
+        preempt = self._folder / "preempt"
+        codes: dict[str, int] = {}
+        while len(codes) < len(containers) and not any(codes.values()):
+            if job.cancel.wait(_LOOK_SECONDS):
+                break
+            if preempt.exists():
+                preempt.unlink()
+                for container in containers.values():
+                    container.kill()
+                return None
+            found = {log: container.exit_code for log, container in containers.items()}
+            codes = {log: code for log, code in found.items() if code is not None}
+        for container in containers.values():
+            # What the command has left behind goes with its container, too.
+            container.stop()
+        return codes
+
+    def _container(
+        self, job: Job, programs: Path, *, log: Path, place: Mapping[str, str]
+    ) -> Server:
+        """Return the command on one node, in a fresh folder, without starting it."""
         job.folder.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="node-", dir=job.folder))
         inputs: Mapping[str, Any] = job.properties.get("inputs") or {}
         command = _INPUT.sub(lambda m: str(inputs[m[1]].get("value")), job.properties["command"])
-        container = Server(
+        return Server(
             f"The job {job.name}",
             ["bash", "-c", command],
-            log_file=job.log,
+            log_file=log,
             environment={
                 "PATH": os.pathsep.join([str(programs), "/usr/local/bin", "/usr/bin", "/bin"]),
                 "HOME": str(job.folder),
                 "TMPDIR": str(work),
                 "LANG": "C.UTF-8",
                 **self._variables,
+                **place,
                 **(job.properties.get("environmentVariables") or {}),
                 "AZUREML_RUN_ID": job.name,
                 "AZUREML_EXPERIMENT_NAME": job.properties.get("experimentName") or "Default",
@@ -239,17 +294,6 @@ class Workspace:
             folder=work,
             grace_seconds=_GRACE_SECONDS,
         )
-        container.start()
-        preempt = self._folder / "preempt"
-        while container.is_running and not job.cancel.wait(_LOOK_SECONDS):
-            if preempt.exists():
-                preempt.unlink()
-                container.kill()
-                return None
-        code = container.exit_code
-        # What the command has left behind goes with its container, too.
-        container.stop()
-        return -1 if code is None else code
 
 
 def _check_pin(name: str, pinned: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from synapse_assets.compute import attempt, batches, calls
+from synapse_assets.compute import attempt, batches, calls, chunk_reader
 from synapse_assets.compute.calls import CallError
-from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
+from synapse_assets.compute.client import BatchClient, LogTail, RemoteBatch
 
 
 class Clock:
@@ -49,7 +49,7 @@ class Clock:
 
         for module in (attempt, batches, calls):
             patch.setattr(module, "time", self)
-        patch.setattr(batches, "threading", SimpleNamespace(Event=Event))
+        patch.setattr(chunk_reader, "threading", SimpleNamespace(Event=Event))
         return self
 
 
@@ -64,7 +64,7 @@ class ScriptedClient(BatchClient):
         delete: Answers to DELETE.
         completed: Answers to `complete`; None to leave a batch as it is.
         log: The lines of the log; an error if it cannot be read.
-        keeps_log_whole: Whether the log comes in pages, or only its end.
+        gives_log_whole: Whether all of the log comes, or only its end.
         calls: The verbs that were called, and when, by the clock.
     """
 
@@ -78,7 +78,7 @@ class ScriptedClient(BatchClient):
     delete: Sequence[CallError | None] = (None,)
     completed: Sequence[RemoteBatch | CallError] | None = None
     log: Sequence[str] | CallError = ()
-    keeps_log_whole: bool = True
+    gives_log_whole: bool = False
     calls: list[tuple[str, float]] = field(default_factory=list)
     requests: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -107,11 +107,10 @@ class ScriptedClient(BatchClient):
         found: RemoteBatch = self._answer("complete", self.completed)
         return found
 
-    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
+    def get_batch_logs(self, batch_id: str, *, size: int) -> LogTail:
         lines = self._answer("log", [self.log])
-        if not self.keeps_log_whole:
-            return LogPage(lines[-size:])
-        return LogPage(lines[start : start + size], start)
+        earlier = 0 if self.gives_log_whole else max(0, len(lines) - size)
+        return LogTail(lines[earlier:], earlier)
 
     def _answer(self, verb: str, script: Sequence[Any]) -> Any:
         answer = script[min(self.count(verb), len(script) - 1)]

@@ -13,26 +13,20 @@ import dagster as dg
 import pytest
 
 from synapse_assets.compute.batch import BatchState, Submission
-from synapse_assets.compute.batches import RemoteBatches
+from synapse_assets.compute.batches import ServiceBatch
 from synapse_assets.compute.calls import CallError
 from synapse_assets.compute.client import RemoteBatch
 from synapse_assets.compute.cpu import AzureMLCpu, CpuOptions, cluster, workspace
 from synapse_assets.compute.cpu.cluster import Cluster
 from synapse_assets.compute.cpu.packages import pinned_packages
 from synapse_assets.compute.step import Step
+from synapse_assets.datasets.attempt import StagedDataset
+from synapse_assets.datasets.io_manager import DatasetIOManager
 from synapse_assets.datastore import Datastore
 from synapse_assets.errors import ConfigurationError, StepFailedError, StepTimeoutError
 from synapse_assets_tests.compute.scripted import Clock, ScriptedClient
 
 NAME = "numbers-0123456789abcdef-89abcdef"
-SUBMISSION = Submission(
-    name=NAME,
-    attempt="numbers-0123456789abcdef",
-    bundle="/store/bundle.zip",
-    extras=(),
-    job_file="/store/job.json",
-    output="/no/such/store/output",
-)
 LOST = CallError("HTTP 504 Gateway Timeout", status=504)
 UNREACHABLE = CallError("nobody there", was_sent=False)
 NOT_FOUND = CallError("HTTP 404 Not Found", status=404)
@@ -65,7 +59,7 @@ class ScriptedWorkspace(ScriptedClient):
             return []
 
 
-Script = Callable[..., tuple[ScriptedWorkspace, RemoteBatches]]
+Script = Callable[..., tuple[ScriptedWorkspace, ServiceBatch]]
 
 
 @pytest.fixture
@@ -92,11 +86,21 @@ def target(tmp_path: Path) -> AzureMLCpu:
 def script(clock: Clock, target: AzureMLCpu, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Return a function that makes a service with a script."""
 
-    def make(**answers: Any) -> tuple[ScriptedWorkspace, RemoteBatches]:
+    def make(**answers: Any) -> tuple[ScriptedWorkspace, ServiceBatch]:
         answers = {"get": [RUNNING], "post": [RUNNING], **answers}
         client = ScriptedWorkspace(clock, **answers)
         monkeypatch.setattr(AzureMLCpu, "client", lambda _: client)
-        return client, RemoteBatches(target, target.asked())
+        submission = Submission(
+            target.datastore,
+            attempt=NAME[:-9],
+            name=NAME,
+            fingerprint="f",
+            bundle="/store/bundle.zip",
+            extras=(),
+            run_id="run",
+            batch_id=NAME,
+        )
+        return client, ServiceBatch(target, submission, target.asked())
 
     return make
 
@@ -113,7 +117,7 @@ def script(clock: Clock, target: AzureMLCpu, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_status_is_a_state(script: Script, status: str, state: BatchState) -> None:
     _, service = script(get=[replace(RUNNING, state=status)])
-    assert service.get_state(NAME, SUBMISSION) is state
+    assert service.get_state() is state
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -146,27 +150,27 @@ def test_request_for_the_same_name_is_sent_again_without_a_look(
     script: Script, answers: list[Any], posts: int
 ) -> None:
     client, service = script(post=answers)
-    assert service.submit(SUBMISSION) == NAME
+    assert service.submit() == NAME
     assert [verb for verb, _ in client.calls] == ["post"] * posts
 
 
 def test_refusal_after_a_lost_answer_is_that_of_a_job_which_is_there(script: Script) -> None:
     client, service = script(post=[LOST, REFUSED])
-    assert service.submit(SUBMISSION) == NAME
+    assert service.submit() == NAME
     assert [verb for verb, _ in client.calls] == ["post", "post", "get"]
 
 
 def test_refused_submission_is_told_at_once(script: Script) -> None:
     client, service = script(post=[REFUSED])
     with pytest.raises(StepFailedError, match=r"did not take the job .*Only tags of a job"):
-        service.submit(SUBMISSION)
+        service.submit()
     assert client.count("post") == 1
 
 
 def test_job_whose_answer_was_lost_is_found_or_is_not(script: Script) -> None:
-    assert script(get=[NOT_FOUND, RUNNING])[1].find(SUBMISSION) == NAME
+    assert script(get=[NOT_FOUND, RUNNING])[1].find() == NAME
     client, service = script(get=[NOT_FOUND])
-    assert service.find(SUBMISSION) is None
+    assert service.find() is None
     assert client.count("get") == 4
 
 
@@ -177,7 +181,7 @@ def test_cancel_returns_when_the_job_has_ended(script: Script) -> None:
         replace(RUNNING, state="Canceled"),
     ]
     client, service = script(delete=[LOST, None], get=ending)
-    service.cancel(NAME, SUBMISSION)
+    service.cancel()
     assert (client.count("delete"), client.count("get")) == (2, 3)
 
 
@@ -185,32 +189,86 @@ def test_end_tells_status_reason_and_the_log(script: Script) -> None:
     failed = RemoteBatch(NAME, "Failed", errors=[{"message": "Out of memory.", "source": ""}])
     log = [f"line {number}" for number in range(150)]
     _, service = script(get=[replace(failed, errors=())], completed=[LOST, failed], log=log)
-    service.get_state(NAME, SUBMISSION)
-    text = service.describe_end(NAME)
+    service.get_state()
+    text = service.describe_end()
     assert text.startswith(f"the job {NAME} ended as 'Failed'\nOut of memory.\n\n[50 earlier")
     assert text.endswith("line 149")
 
 
-def test_use_is_told_as_far_as_it_is_known(script: Script) -> None:
+def test_use_is_told_as_far_as_it_is_known(script: Script, target: AzureMLCpu) -> None:
     start = datetime(2026, 1, 2, tzinfo=timezone.utc)
     done = replace(ENDED, started=start, ended=start + timedelta(hours=2), links={"l": "https://l"})
     _, service = script(get=[ENDED], completed=[done])
-    assert service.describe_use(NAME) == {
+    assert service.describe_use() == {
         "batch": dg.MetadataValue.text(NAME),
         "nodes": dg.MetadataValue.int(1),
         "l": dg.MetadataValue.url("https://l"),
         "node_seconds": dg.MetadataValue.float(7200.0),
         "cost": dg.MetadataValue.float(0.4),
     }
+    of_three = target.describe(done, CpuOptions(instance_count=3))
+    assert [of_three[name].value for name in ("nodes", "node_seconds", "cost")] == [3, 21600.0, 1.2]
     _, service = script(get=[UNREACHABLE])
-    assert service.describe_use(NAME) == {"batch": NAME}
+    assert service.describe_use() == {"batch": NAME}
+
+
+def test_instance_count_is_set_for_an_asset_and_in_the_launchpad(
+    target: AzureMLCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = ScriptedWorkspace(Clock(), post=[REFUSED])
+    client.get_clusters = [CLUSTER]
+    monkeypatch.setattr(AzureMLCpu, "client", lambda _: client)
+
+    def make(name: str, nodes: int | None = None) -> dg.AssetsDefinition:
+        @dg.asset(name=name)
+        def numbers(
+            context: dg.AssetExecutionContext, cpu: AzureMLCpu, config: CpuOptions
+        ) -> dg.MaterializeResult[StagedDataset]:
+            step = Step("synapse_assets_tests.example_steps.plain:make_rows")
+            options = config.over(CpuOptions(instance_count=nodes))
+            done = cpu.run(step, context=context, inputs={}, options=options)
+            return done.get_materialize_result()
+
+        return numbers
+
+    dg.materialize(
+        [
+            make("unset"),
+            make("one", 1),
+            make("two", 2),
+            make("three"),
+        ],
+        resources={
+            "cpu": AzureMLCpu(
+                datastore=target.datastore,
+                subscription_id="s",
+                resource_group="g",
+                workspace="w",
+                cloud="emulator",
+                image="azureml:image:1",
+            ),
+            "io_manager": DatasetIOManager(datastore=target.datastore),
+        },
+        run_config={"ops": {"three": {"config": {"instance_count": 3}}}},
+        raise_on_error=False,
+    )
+    each = {"process_count_per_instance": 1}
+    assert {
+        request["name"].partition("-")[0]: (request["instance_count"], request["distribution"])
+        for request in client.requests
+    } == {"unset": (None, None), "one": (1, None), "two": (2, each), "three": (3, each)}
+
+
+def test_job_of_other_nodes_is_other_work(target: AzureMLCpu) -> None:
+    works = [target.surroundings(CpuOptions(instance_count=nodes)) for nodes in (1, 2)]
+    assert works[0] != works[1]
 
 
 def test_datastore_that_no_node_can_open_is_refused(
     target: AzureMLCpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"Azure storage alone.* or run the step with Loc"):
-        target.batch_service(None)
+        target.check(target.asked())
     for cloud in ("public", "emulator"):
         on_hdfs = AzureMLCpu(
             datastore=Datastore(root="hdfs://namenode:8020/data"),
@@ -220,7 +278,7 @@ def test_datastore_that_no_node_can_open_is_refused(
             cloud=cloud,
         )
         with pytest.raises(ConfigurationError, match="the datastore is hdfs://namenode:8020/data"):
-            on_hdfs.batch_service(None)
+            on_hdfs.check(on_hdfs.asked())
 
 
 class TestCluster:
@@ -229,11 +287,12 @@ class TestCluster:
     @pytest.fixture
     def ensure(self, script: Script, target: AzureMLCpu) -> Callable[..., ScriptedWorkspace]:
         def ensure(
-            *, get_cluster: Sequence[Any], put_cluster: Sequence[Any] = (None,)
+            *, get_cluster: Sequence[Any], put_cluster: Sequence[Any] = (None,), nodes: int = 1
         ) -> ScriptedWorkspace:
             workspace, _ = script()
             workspace.get_clusters, workspace.put_clusters = get_cluster, put_cluster
-            target.ensure_cluster(say=self.said.append, warn=self.warned.append)
+            self.calls = workspace.calls
+            target.ensure_cluster(nodes=nodes, say=self.said.append, warn=self.warned.append)
             return workspace
 
         self.said: list[str] = []
@@ -273,6 +332,21 @@ class TestCluster:
         creating = Cluster("cpucluster", "STANDARD_D2_V2", 0, 4, state="Creating")
         with pytest.raises(StepTimeoutError, match="within its limit of 3600 s"):
             ensure(get_cluster=[creating])
+
+    @pytest.mark.parametrize(("found", "nodes"), [(replace(CLUSTER, max_nodes=2), 3), (None, 5)])
+    def test_that_never_has_as_many_nodes_is_refused(
+        self, ensure: Callable[..., ScriptedWorkspace], found: Cluster | None, nodes: int
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=f"at most, and instance_count is {nodes}:"):
+            ensure(get_cluster=[found], nodes=nodes)
+        assert [verb for verb, _ in self.calls] == ["get_cluster"]
+
+    def test_has_as_many_nodes_as_it_has_whatever_is_configured(
+        self, ensure: Callable[..., ScriptedWorkspace]
+    ) -> None:
+        ensure(get_cluster=[replace(CLUSTER, max_nodes=8)], nodes=8)
+        # Of a compute that is no AmlCompute it is not known.
+        ensure(get_cluster=[replace(CLUSTER, max_nodes=0)], nodes=8)
 
     def test_differs(self, ensure: Callable[..., ScriptedWorkspace]) -> None:
         other = Cluster("cpucluster", "standard_d2_v2", 0, 2, 120, state="Succeeded")
@@ -317,7 +391,8 @@ def test_options_go_before_those_of_the_resource() -> None:
     [
         (CpuOptions(memory="4 GB"), "memory is '4 GB'"),
         (CpuOptions(shm_size="g"), "shm_size is 'g'"),
-        (CpuOptions(instance_count=3), "instance_count is 3, and a step runs on one node"),
+        (CpuOptions(instance_count=0), "instance_count is 0; it must be at least 1"),
+        (CpuOptions(instance_count=-2), "instance_count is -2"),
         (CpuOptions(environment_variables={"A": "https://x?sig=1"}), "carry a secret"),
         (CpuOptions(arguments=["AccountKey=abc"]), "carry a secret"),
     ],

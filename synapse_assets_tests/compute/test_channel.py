@@ -14,7 +14,7 @@ import pytest
 
 from synapse_assets.compute import channel as channel_module
 from synapse_assets.compute import chunk_reader
-from synapse_assets.compute.channel import Channel, beat_uri, chunk_uri, stop_uri
+from synapse_assets.compute.channel import Channel, SilentChannel, beat_uri, chunk_uri, stop_uri
 from synapse_assets.compute.chunk_reader import ChunkReader
 from synapse_assets.datastore.storage import LocalStorage
 from synapse_assets.errors import StorageError
@@ -65,7 +65,7 @@ class Orchestrator:
     """
 
     def __init__(self, store: Store, folder: Path, chunks: Path) -> None:
-        self.reader = ChunkReader(store, str(chunks), said_last=threading.Event())
+        self.reader = ChunkReader(store, str(chunks))
         self.handler = Handler()
         self._folder = folder
 
@@ -191,6 +191,26 @@ def test_step_gives_signs_of_life_and_ends_when_it_is_asked_to(
         assert stopped.wait(5.0)
     # It has said nothing meanwhile, and so no chunk was written but the last.
     assert [chunk["is_last"] for chunk in written(chunks)] == [True]
+
+
+def test_other_nodes_store_nothing_and_end_when_they_are_asked_to(
+    store: Store, chunks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "BEAT_SECONDS", 0.02)
+    stopped = threading.Event()
+    with SilentChannel(store, str(chunks), stop=stopped.set).opened() as channel:
+        channel.write_message(
+            {"method": "log", "params": {"message": "half done", "level": "INFO"}}
+        )
+        channel.write_message({"method": "report_asset_check", "params": {}})
+        store.is_down = True
+        wait_for(lambda: store.refused > 1)
+        store.is_down = False
+        Path(stop_uri(str(chunks))).touch()
+        assert stopped.wait(5.0)
+    assert capsys.readouterr().err == "half done\n"
+    assert not chunks.exists()
+    assert not Path(beat_uri(str(chunks))).exists()
 
 
 def test_output_goes_where_it_went_before_too(

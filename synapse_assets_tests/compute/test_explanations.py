@@ -11,6 +11,8 @@ from synapse_assets.compute.explanations import (
 
 # What users see, by the entry that has to explain it.
 SAMPLES: list[tuple[str, str]] = [
+    ("service_fault", "the batch 7 ended as 'dead'\nSystem error X: all is well."),
+    ("dependency_fault", "the batch 7 ended as 'dead'\ndependency error X: all is well."),
     (
         "workspace_quota",
         (
@@ -266,14 +268,9 @@ def test_busy_pool_is_worth_waiting_for_and_a_small_one_is_not() -> None:
     assert not small.is_transient
 
 
-def test_source_explains_what_the_text_does_not() -> None:
-    assert explain("All is well.") is None
-    assert explain("All is well.", source="User") is None
-    for source, name in (("System", "service_fault"), ("dependency", "dependency_fault")):
-        explained = explain("All is well.", source=source)
-        assert explained is not None
-        assert explained.name == name
-    specific = explain("No space left on device", source="System")
+def test_source_of_a_fault_explains_what_nothing_else_does() -> None:
+    assert explain("It ended.\nUser error X: all is well.") is None
+    specific = explain("System error X: No space left on device")
     assert specific is not None
     assert specific.name == "disk_full"
 
@@ -293,7 +290,7 @@ def test_error_of_the_step_goes_before_what_its_end_left_behind() -> None:
         (own.replace("no age", "Connection refused"), "unreachable"),
         (own.replace("no age", "[PATH_NOT_FOUND]") + "Exit status: 137.\n", "path_not_found"),
     ):
-        explained = explain(text, source="System" if name is None else None)
+        explained = explain(f"System error X: it failed\n{text}" if name is None else text)
         assert (explained and explained.name) == name
 
 

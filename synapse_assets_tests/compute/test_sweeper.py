@@ -9,9 +9,9 @@ import dagster as dg
 import pytest
 
 from synapse_assets.compute import sweeper
-from synapse_assets.compute.attempt import Record, write_record
+from synapse_assets.compute.batch import Submission
 from synapse_assets.compute.calls import CallError
-from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
+from synapse_assets.compute.client import BatchClient, LogTail, RemoteBatch
 from synapse_assets.compute.spark.pool import LivySparkPool
 from synapse_assets.compute.sweeper import Sweep, sweep
 from synapse_assets.datastore import Datastore
@@ -55,7 +55,7 @@ class Service(BatchClient):
     def get_batch(self, batch_id: str) -> RemoteBatch:
         raise AssertionError
 
-    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
+    def get_batch_logs(self, batch_id: str, *, size: int) -> LogTail:
         raise AssertionError
 
 
@@ -91,18 +91,15 @@ def start_run(instance: dg.DagsterInstance, *, root: str | None = None) -> dg.Da
 
 
 def record(pool: LivySparkPool, run_id: str, *, submission: str = BATCH, key: str = KEY) -> None:
-    write_record(
+    Submission(
         pool.datastore,
-        key,
-        Record(
-            fingerprint="f",
-            submission=submission,
-            batch_id=None,
-            bundle="bundle",
-            extras=[],
-            run_id=run_id,
-        ),
-    )
+        attempt=key,
+        name=submission,
+        fingerprint="f",
+        bundle="bundle",
+        extras=[],
+        run_id=run_id,
+    ).save()
 
 
 def look(pool: LivySparkPool, instance: dg.DagsterInstance, *, after: float = HOUR) -> Sweep:

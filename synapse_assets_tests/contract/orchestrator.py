@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 
 from synapse_assets.compute.batch import BatchState
-from synapse_assets.compute.batches import RemoteBatches
+from synapse_assets.compute.batches import ServiceBatch
 from synapse_assets.compute.cpu.workspace import MLWorkspace
 from synapse_assets.compute.spark.livy import HttpLivyClient
 from synapse_assets.compute.spark.synapse import SynapseClient
@@ -88,7 +88,7 @@ def kill_at(moment: str, *, counter: str | None) -> None:
             has_begun = counter is None or Path(counter).exists()
             return state.value == moment and (state is not BatchState.RUNNING or has_begun)
 
-        _die_after(RemoteBatches, "get_state", is_so_far)
+        _die_after(ServiceBatch, "get_state", is_so_far)
 
 
 def _die_after(owner: Any, verb: str, when: Callable[[Any], bool] = lambda _: True) -> None:

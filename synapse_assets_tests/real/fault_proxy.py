@@ -2,13 +2,15 @@
 
 It hands every header on as it came, the one that names the host too. A signature of Azure
 (SharedKey) covers the path and the 'x-ms-' headers and not the host, so a client that was given the
-proxy's address signs what the service checks.
+proxy's address signs what the service checks. A service with TLS is one that names itself in its
+answers; there the proxy puts its own address in.
 """
 
 import contextlib
 import http.client
 import itertools
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from http import HTTPStatus
+from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
 from synapse_assets.services.process import HOST, choose_ports
@@ -35,12 +38,15 @@ FaultKind = Literal[
     "404 before",
     "409 before",
     "503 after",
+    "reset within",  # the connection is reset in the middle of the answer
 ]
 ALL_FAULTS: tuple[FaultKind, ...] = get_args(FaultKind)
 # Those of a store: what it refuses is said by its own answers.
 FAULTS = ALL_FAULTS[: ALL_FAULTS.index("truncated") + 1]
 
 _DOWN_SECONDS = 1.0
+# How long what was sent has to arrive before a reset, which would take it back otherwise.
+_ARRIVAL_SECONDS = 0.05
 _TRICKLE_SECONDS = 0.8
 _PIECES = 8
 _SERVICE_SECONDS = 120.0
@@ -130,17 +136,29 @@ class Rule:
 class FaultProxy:
     """A proxy in threads of this process, as a context manager."""
 
-    def __init__(self, *, port: int, authorize: Callable[[str], str | None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        port: int,
+        tls: Path | None = None,
+        authorize: Callable[[str], str | None] | None = None,
+    ) -> None:
         """Create a proxy in front of the service on a port of this machine.
 
         Args:
             port: The port.
+            tls: Folder of the certificate of a service with TLS, which is the proxy's, too.
             authorize: Stands for what checks bearer tokens, which the service does not know. It
                 gets a token and returns a SAS that goes on in its place, None to refuse it.
         """
         self._authorize = authorize
         (self.port,) = choose_ports("The proxy", None)
         self._service_port = port
+        self._server_tls: ssl.SSLContext | None = None
+        if tls is not None:
+            self._server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._server_tls.load_cert_chain(tls / "server.pem", tls / "server.key")
+            self._client_tls = ssl.create_default_context(cafile=str(tls / "trusted.pem"))
         self._lock = threading.RLock()
         self._seen: list[Request] = []
         self._rules: list[Rule] = []
@@ -205,14 +223,24 @@ class FaultProxy:
                 connection, _ = listener.accept()
             except OSError:
                 return
+            if self._server_tls is not None:
+                try:
+                    connection = self._server_tls.wrap_socket(
+                        connection, server_side=True, do_handshake_on_connect=False
+                    )
+                except OSError:
+                    # Its client has gone already.
+                    continue
             with self._lock:
                 self._connections.add(connection)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         """Answer the requests of one connection until one of the two ends it."""
-        upstream = http.client.HTTPConnection(HOST, self._service_port, timeout=_SERVICE_SECONDS)
+        upstream = self._upstream()
         try:
+            if isinstance(connection, ssl.SSLSocket):
+                connection.do_handshake()
             with connection.makefile("rb") as stream:
                 while not self._closed and self._serve_one(connection, stream, upstream):
                     pass
@@ -223,6 +251,14 @@ class FaultProxy:
             with self._lock:
                 self._connections.discard(connection)
             connection.close()
+
+    def _upstream(self) -> http.client.HTTPConnection:
+        """Return a connection to the service, which is not open yet."""
+        if self._server_tls is None:
+            return http.client.HTTPConnection(HOST, self._service_port, timeout=_SERVICE_SECONDS)
+        return http.client.HTTPSConnection(
+            HOST, self._service_port, timeout=_SERVICE_SECONDS, context=self._client_tls
+        )
 
     def _serve_one(
         self, connection: socket.socket, stream: BinaryIO, upstream: http.client.HTTPConnection
@@ -268,6 +304,8 @@ class FaultProxy:
         else:
             target = request.target
         head, content = _ask(upstream, request, target, headers, body)
+        if self._server_tls is not None:
+            head, content = self._rename(head, content)
         if rule is not None and rule.after is not None:
             rule.after()
         if kind == "reset after":
@@ -278,11 +316,14 @@ class FaultProxy:
             head = _head(status, len(content))
         if kind in ("500 after", "503 after"):
             connection.sendall(_refusal(int(kind[:3]), None))
-        elif kind == "truncated":
+        elif kind in ("truncated", "reset within"):
             whole = head + content
             connection.sendall(whole[: len(head) + len(content) // 2] if content else head[:-9])
-            # Sent before it ends: a reset would take it back.
-            connection.shutdown(socket.SHUT_RDWR)
+            if kind == "reset within":
+                time.sleep(_ARRIVAL_SECONDS)
+                _reset(connection)
+            else:
+                connection.shutdown(socket.SHUT_RDWR)
             return False
         elif kind == "slow":
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -292,6 +333,13 @@ class FaultProxy:
         else:
             connection.sendall(head + content)
         return True
+
+    def _rename(self, head: bytes, content: bytes) -> tuple[bytes, bytes]:
+        """Put the proxy's address where the answer has the service's."""
+        own, other = (f"{HOST}:{port}".encode() for port in (self.port, self._service_port))
+        length, renamed = len(content), content.replace(other, own)
+        old, new = (b"Content-Length: %d\r\n" % size for size in (length, len(renamed)))
+        return head.replace(other, own).replace(old, new), renamed
 
     def _refuse(self) -> None:
         """Let nobody connect for a while."""

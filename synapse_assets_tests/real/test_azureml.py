@@ -1,5 +1,6 @@
 """A step on Azure ML: MLClient itself, against the stand-in, with the datastore on Azurite."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from synapse_assets.compute.attempt import Attempt
+from synapse_assets.compute.attempt import StepRefusedError, submit
+from synapse_assets.compute.batch import Submission
 from synapse_assets.compute.cpu import AzureMLCpu, CpuOptions, LocalCpu
 from synapse_assets.compute.step import Step
 from synapse_assets.compute.sweeper import sweep
@@ -138,11 +140,6 @@ def ignore(_: str) -> None:
     """Take a line that the test does not look at."""
 
 
-def count_spoilt(file: Path, fault: str) -> int:
-    """Return how many requests the stand-in has spoilt."""
-    return file.with_name("requests.log").read_text().splitlines().count(f"FAULT {fault}")
-
-
 def test_node_gives_inputs_as_arguments_and_variables_and_the_job_tells_what_it_used(
     run: Run, make: Make, datastore: Datastore
 ) -> None:
@@ -212,62 +209,6 @@ def test_cluster_that_differs_is_told_and_not_changed(make: Make) -> None:
     found = other.client().get_cluster("of-another")
     assert found is not None
     assert (found.vm_size, found.max_nodes) == ("STANDARD_D2_V2", 4)
-
-
-# What is spoilt in one run: METHOD PATTERN STATUS MOMENT COUNT [RETRY_AFTER].
-FAULTS = [
-    ["PUT /jobs/ 504 after 1", "PUT /environments/ 504 after 1", "GET /jobs/ 404 before 1"],
-    [
-        "PUT /jobs/ 503 before 2",
-        "PUT /environments/ 500 before 2",
-        "GET /jobs/ 503 before 3",
-        "GET /computes/ 503 before 2",
-        "GET /history/ 503 before 2",
-    ],
-    ["PUT /jobs/ 429 before 2 1", "GET /jobs/ 429 before 2 1"],
-]
-
-
-@pytest.mark.parametrize("faults", FAULTS, ids=["answers are lost", "services fail", "too many"])
-def test_spoilt_requests_make_no_second_job_and_no_failure(
-    run: Run, datastore: Datastore, knob: Knob, faults: list[str]
-) -> None:
-    before = _jobs()
-    file = knob("faults", "".join(f"{fault}\n" for fault in faults))
-    assert run("plain:make_rows").success
-    assert len(_jobs() - before) == 1
-    assert resolve(datastore, "numbers").version == 0
-    for fault in faults:
-        assert count_spoilt(file, fault) == int(fault.split()[4])
-
-
-@pytest.mark.parametrize(
-    "fault",
-    ["PUT /computes/ 504 after 1", "PUT /computes/ 503 before 1", "GET /computes/ 500 before 2"],
-)
-def test_spoilt_requests_leave_a_cluster(make: Make, knob: Knob, fault: str) -> None:
-    name = re.sub("[^A-Za-z0-9]+", "-", fault).strip("-")
-    file = knob("faults", f"{fault}\n")
-    target = make(cluster=name)
-    target.ensure_cluster(say=ignore, warn=ignore)
-    found = target.client().get_cluster(name)
-    assert found is not None
-    assert found.state == "Succeeded"
-    assert count_spoilt(file, fault) == int(fault.split()[4])
-
-
-@pytest.mark.parametrize("fault", ["POST /cancel 503 before 2", "POST /cancel 504 after 1"])
-def test_spoilt_requests_leave_no_job_that_was_to_be_cancelled(
-    run: Run, make: Make, knob: Knob, tmp_path: Path, fault: str
-) -> None:
-    before = _jobs()
-    file = knob("faults", f"{fault}\n")
-    target = make(timeout_seconds=2.0)
-    with pytest.raises(StepTimeoutError, match="its limit of 2 s"):
-        run("plain:run_long", on=target, pid_file=str(tmp_path / "pids"))
-    (job,) = _jobs() - before
-    assert target.client().get_batch(job).state == "Canceled"
-    assert count_spoilt(file, fault) == int(fault.split()[4])
 
 
 @pytest.mark.parametrize("status", ["Preparing", "Queued", "Running"])
@@ -380,24 +321,133 @@ def test_job_that_is_cancelled_in_studio_is_a_failure(run: Run, make: Make, tmp_
     thread.join()
 
 
+def test_nodes_of_a_job_work_together_and_the_first_one_commits(
+    run: Run,
+    make: Make,
+    azureml: AzureMLStandIn,
+    datastore: Datastore,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run("plain:make_rows", on=LocalCpu(datastore=datastore))
+    before = _jobs()
+    target = make(price_per_node_hour=0.2)
+    result = run(
+        "on_node:add_ranks",
+        on=target,
+        options=CpuOptions(instance_count=3),
+        asset="told",
+        inputs=("numbers",),
+    )
+    told = resolve(datastore, "told")
+    assert [(file.name, file.properties) for file in told.files] == [("0.txt", {"from": "0"})]
+    assert datastore.storage().read_text(told.file("0.txt")) == str(3 * 3 + 0 + 1 + 2)
+    assert told.version == 0
+    (event,) = result.asset_materializations_for_node("told")
+    metadata = {label: value.value for label, value in event.metadata.items()}
+    assert (metadata["rank"], metadata["nodes"]) == (0, 3)
+    assert isinstance(metadata["node_seconds"], float)
+    assert metadata["cost"] == pytest.approx(metadata["node_seconds"] * 0.2 / 3600, rel=0.1)
+    (job,) = _jobs() - before
+    kept = Path(azureml.folder / "requests.log").read_text()
+    (request,) = [line for line in kept.splitlines() if f"/jobs/{job} " in line]
+    properties = json.loads(request.partition("{")[1] + request.partition("{")[2])["properties"]
+    assert properties["resources"]["instanceCount"] == 3
+    assert properties["distribution"] == {
+        "distributionType": "PyTorch",
+        "processCountPerInstance": 1,
+    }
+    # Of the others it is the service that keeps what they print.
+    printed = capfd.readouterr().out
+    assert "node 0 of 3" in printed
+    assert "node 1 of 3" not in printed
+    log = "\n".join(target.client().get_batch_logs(job, size=100).lines)
+    assert re.search(r"\[user_logs/std_log_process_2.txt\]\n(.*\n)*node 2 of 3", log)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["node 0 waits", "node 0 is done"])
+def test_failure_of_a_node_is_that_of_the_step(
+    run: Run, make: Make, datastore: Datastore, waits: bool
+) -> None:
+    before = _jobs()
+    target = make()
+    with pytest.raises(StepRefusedError, match=r"^Node 1: the half of node 1") as error:
+        run(
+            "on_node:fail_on_node_1",
+            on=target,
+            options=CpuOptions(instance_count=2),
+            asset="told",
+            waits=waits,
+        )
+    assert "'user_logs/std_log_process_1.txt'" in str(error.value)
+    assert "in fail_on_node_1" in str(error.value)
+    (job,) = _jobs() - before
+    assert target.client().get_batch(job).state == "Failed"
+    with pytest.raises(DatasetNotFoundError):
+        resolve(datastore, "told")
+
+
+def test_job_of_several_nodes_is_cancelled_on_each(run: Run, make: Make, tmp_path: Path) -> None:
+    target = make()
+    before = _jobs()
+
+    def cancel() -> None:
+        wait_for(lambda: all((tmp_path / rank).exists() for rank in "01"))
+        (job,) = _jobs() - before
+        target.client().delete_batch(job)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(StepFailedError, match="ended as 'Canceled'"):
+        run(
+            "on_node:linger",
+            on=target,
+            options=CpuOptions(instance_count=2),
+            asset="told",
+            folder=str(tmp_path),
+        )
+    thread.join()
+    for rank in "01":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / rank).read_text()), 0)
+
+
+def test_job_of_more_nodes_than_the_cluster_ever_has_is_refused_and_would_wait(
+    run: Run, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _jobs()
+    options = CpuOptions(instance_count=5)
+    with pytest.raises(ConfigurationError, match="4 nodes at most, and instance_count is 5"):
+        run("plain:make_rows", options=options)
+    assert _jobs() == before
+    monkeypatch.setattr(AzureMLCpu, "capacity", lambda *_: contextlib.nullcontext())
+    with pytest.raises(StepTimeoutError, match="waited longer than its limit of 2 s"):
+        run("plain:make_rows", on=make(queued_timeout_seconds=2.0), options=options)
+
+
 def test_sweeper_ends_a_job_that_nobody_has_adopted(
     make: Make, datastore: Datastore, knob: Knob
 ) -> None:
     knob("hold-Queued")
     target = make()
     target.ensure_cluster(say=ignore, warn=ignore)
-    attempt = Attempt.of("numbers-0123456789abcdef", datastore=datastore, work={})
     bundle = Step(f"{STEPS}.plain:make_rows").bundle().upload(datastore)
-    submission = attempt.new_submission(bundle=bundle, extras=())
     with dg.DagsterInstance.ephemeral() as instance:
         run = instance.add_run(dg.DagsterRun("job", status=dg.DagsterRunStatus.STARTED))
-        service = target.batch_service(None)
-        job = attempt.submit(service, submission, job={}, run_id=run.run_id)
+        submission = Submission.new(
+            datastore,
+            "numbers-0123456789abcdef",
+            fingerprint="f",
+            bundle=bundle,
+            extras=(),
+            run_id=run.run_id,
+        )
+        batch = target.batch(submission, target.asked())
+        submit(batch, {})
         assert "is in progress" in str(sweep(target, instance))
         instance.report_run_failed(run)
         swept = sweep(target, instance, now=lambda: time.time() + 3600)
-    assert [line.split(" (")[0] for line in swept.cancelled] == [f"Batch {job}"]
-    wait_for(lambda: target.client().get_batch(job).state == "Canceled")
+    assert [line.split(" (")[0] for line in swept.cancelled] == [f"Batch {submission.name}"]
+    wait_for(lambda: target.client().get_batch(submission.name).state == "Canceled")
 
 
 def test_no_secret_is_sent_to_the_service(
@@ -419,10 +469,11 @@ def test_what_cannot_be_run_is_refused_before_anything_is_sent(make: Make, tmp_p
     with pytest.raises(ConfigurationError, match="an account key or a SAS is none"):
         make(cloud="public", credential=AccountKey(key="a2V5")).client()
     local = Datastore(root=str(tmp_path))
+    target = make(cloud="public", datastore=local)
     with pytest.raises(ConfigurationError, match="Azure storage alone"):
-        make(cloud="public", datastore=local).batch_service(None)
-    with pytest.raises(ConfigurationError, match="a step runs on one node"):
-        make().batch_service(CpuOptions(instance_count=5))
+        target.check(target.asked())
+    with pytest.raises(ConfigurationError, match="instance_count is 0; it must be at least 1"):
+        make().check(CpuOptions(instance_count=0))
 
 
 def test_nothing_heavy_is_imported_before_a_cluster_is_used() -> None:

@@ -132,7 +132,8 @@ class AzureMLCpu(RemoteTarget):
         self, context: dg.AssetExecutionContext, options: dg.Config | None
     ) -> Iterator[None]:
         """Have the cluster there."""
-        self.ensure_cluster(say=context.log.info, warn=context.log.warning)
+        nodes = self.asked(options).nodes
+        self.ensure_cluster(nodes=nodes, say=context.log.info, warn=context.log.warning)
         yield
 
     def wanted_cluster(self) -> Cluster:
@@ -147,19 +148,23 @@ class AzureMLCpu(RemoteTarget):
             identities=tuple(self.identities),
         )
 
-    def ensure_cluster(self, *, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    def ensure_cluster(
+        self, *, nodes: int = 1, say: Callable[[str], None], warn: Callable[[str], None]
+    ) -> None:
         """Find the cluster, or make it, and return when it is there.
 
         One that is there is never changed: a difference to what is wanted is told.
 
         Args:
+            nodes: How many nodes a job will ask of it.
             say: Takes a line of progress.
             warn: Takes a line about a difference.
 
         Raises:
+            ConfigurationError: It never has as many nodes.
             ComputeError: It could not be had, as `cluster.ensure_cluster` says.
         """
-        differences = ensure_cluster(self, self.wanted_cluster(), say=say)
+        differences = ensure_cluster(self, self.wanted_cluster(), nodes=nodes, say=say)
         if differences:
             warn(
                 f"{self.place} is another one than configured, and stays as it is: "
@@ -193,6 +198,9 @@ class AzureMLCpu(RemoteTarget):
             },
             "docker_args": " ".join([*memory, *filter(None, [options.docker_args])]) or None,
             "shm_size": options.shm_size,
+            "instance_count": options.instance_count,
+            # Azure ML starts the command once on each node, and tells each its place.
+            "distribution": {"process_count_per_instance": 1} if options.nodes > 1 else None,
             # Should nobody be there to cancel it.
             "timeout": int(self.timeout_seconds) + _HOUR,
             "identity": {} if self.identities else None,
@@ -200,7 +208,7 @@ class AzureMLCpu(RemoteTarget):
         }
 
     def describe(self, batch: RemoteBatch, options: CpuOptions) -> Mapping[str, Any]:
-        return describe_batch(batch, {"nodes": 1}, price=self.price_per_node_hour)
+        return describe_batch(batch, {"nodes": options.nodes}, price=self.price_per_node_hour)
 
 
 # One client for all steps of a process: it keeps its connections, and its tokens.

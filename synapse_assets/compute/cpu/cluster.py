@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synapse_assets.compute.calls import CallError, Patience, is_refusal
-from synapse_assets.errors import ServiceUnavailableError, StepFailedError, StepTimeoutError
+from synapse_assets.errors import (
+    ConfigurationError,
+    ServiceUnavailableError,
+    StepFailedError,
+    StepTimeoutError,
+)
 
 if TYPE_CHECKING:
     from synapse_assets.compute.cpu.azureml import AzureMLCpu
@@ -69,16 +74,18 @@ class Cluster:
 
 
 def ensure_cluster(
-    target: "AzureMLCpu", wanted: Cluster, *, say: Callable[[str], None]
+    target: "AzureMLCpu", wanted: Cluster, *, nodes: int, say: Callable[[str], None]
 ) -> list[str]:
     """Find a cluster, or make it; return when it is there, with what is other than wanted.
 
     Args:
         target: Whose cluster it is: its client and its limits.
         wanted: The cluster.
+        nodes: How many nodes a job will ask of it.
         say: Takes a line of progress.
 
     Raises:
+        ConfigurationError: It never has as many nodes.
         StepFailedError: The service refuses to make it, or could not make it.
         StepTimeoutError: It is not there within `starting_timeout_seconds`.
         ServiceUnavailableError: The service was out of reach for too long.
@@ -91,6 +98,7 @@ def ensure_cluster(
         error, found = None, None
         try:
             found = client.get_cluster(wanted.name)
+            check_size(found or wanted, nodes, place=place)
             if found is None and not is_asked:
                 say(f"{place} is not there: it is made, of {wanted.vm_size}.")
                 client.put_cluster(wanted)
@@ -103,7 +111,8 @@ def ensure_cluster(
             raise StepFailedError(f"{place} could not be had. {error}") from error
         if error is not None and not reach.wait(error):
             raise ServiceUnavailableError(
-                f"{place} was out of reach for {reach.limit:g} s: {error}"
+                f"{place} could not be had, since the workspace was out of reach for "
+                f"{reach.limit:g} s: {error}. Look whether it answers, and run this again."
             ) from error
         if found is not None and found.state == _READY:
             return found.differences(wanted)
@@ -123,6 +132,17 @@ def ensure_cluster(
             say(f"{place} is '{state}' after {now - started:.0f} s.")
             said = now
         time.sleep(_POLL_SECONDS)
+
+
+def check_size(cluster: Cluster, nodes: int, *, place: str) -> None:
+    """Raise a ConfigurationError if a job of so many nodes would wait for ever."""
+    # Of a compute that is no AmlCompute the greatest number is not known, and 0 here.
+    if 0 < cluster.max_nodes < nodes:
+        raise ConfigurationError(
+            f"{place} has {cluster.max_nodes} nodes at most, and instance_count is {nodes}: the "
+            "job would wait for ever. Lower instance_count, or raise the cluster's greatest number "
+            "of nodes (max_nodes of a new cluster, in Studio that of one which is there)."
+        )
 
 
 def _comparable(value: Any) -> Any:

@@ -14,7 +14,8 @@ class CpuOptions(StepOptions):
     """What a job asks of its cluster. What is not set is left to the cluster."""
 
     instance_count: int | None = Field(
-        default=None, description="How many nodes the job holds: a step runs on one."
+        default=None,
+        description="How many nodes the job holds, 1 unless told: each runs the step's function.",
     )
     memory: str | None = Field(
         default=None,
@@ -41,17 +42,19 @@ class CpuOptions(StepOptions):
         default=None, description="What Studio calls the job; the step's name unless told."
     )
 
+    @property
+    def nodes(self) -> int:
+        """How many nodes the job holds."""
+        return 1 if self.instance_count is None else self.instance_count
+
     def check(self) -> None:
         """Check every value, without looking at what the cluster can hold.
 
         Raises:
             ConfigurationError: A value cannot be sent as it is; it is named.
         """
-        if self.instance_count not in (None, 1):
-            raise ConfigurationError(
-                f"instance_count is {self.instance_count}, and a step runs on one node: split its "
-                "work by partitions, or take larger nodes (vm_size)."
-            )
+        if self.nodes < 1:
+            raise ConfigurationError(f"instance_count is {self.nodes}; it must be at least 1.")
         for option in ("memory", "shm_size"):
             size = getattr(self, option)
             if size is not None and not _SIZE.fullmatch(size):

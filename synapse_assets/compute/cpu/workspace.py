@@ -6,6 +6,7 @@ Sources: azure-ai-ml 1.35, and the specification of run history that it carries.
 import contextlib
 import itertools
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.compute.calls import CallError, translated
-from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
+from synapse_assets.compute.calls import CallError, is_refusal, parse_retry_after, translated
+from synapse_assets.compute.client import BatchClient, LogTail, RemoteBatch
 from synapse_assets.compute.cpu.cluster import Cluster
 from synapse_assets.datastore.clouds import get_cloud
 from synapse_assets.errors import ConfigurationError
@@ -35,6 +36,8 @@ _CLOUDS = {
 _CONNECTION_SECONDS = 10
 _READ_SECONDS = 60
 _BAD_REQUEST, _GONE = 400, 404
+# What a job printed: one log, or one of each node.
+_LOG = re.compile(r"(.*/)?std_log(_process_[0-9]+)?\.txt")
 # Of its messages about its own preview features, and about links without a tenant.
 _CHATTY = "azure.ai.ml"
 
@@ -130,13 +133,18 @@ class MLWorkspace(BatchClient):
         """Ask for a job; of one that is there nothing is changed.
 
         Args:
-            request: Arguments of `azure.ai.ml.command`; of an environment and an identity, those
-                of `Environment` and `ManagedIdentityConfiguration`.
+            request: Arguments of `azure.ai.ml.command`; of an environment, an identity and a
+                distribution, those of `Environment`, `ManagedIdentityConfiguration` and
+                `PyTorchDistribution`.
         """
-        from azure.ai.ml import command
+        from azure.ai.ml import PyTorchDistribution, command
         from azure.ai.ml.entities import Environment, ManagedIdentityConfiguration
 
-        makers = {"environment": Environment, "identity": ManagedIdentityConfiguration}
+        makers = {
+            "environment": Environment,
+            "identity": ManagedIdentityConfiguration,
+            "distribution": PyTorchDistribution,
+        }
         with self._calling() as client:
             arguments = {
                 name: makers[name](**value) if name in makers and isinstance(value, dict) else value
@@ -170,14 +178,20 @@ class MLWorkspace(BatchClient):
         with self._calling() as client:
             client.jobs.begin_cancel(batch_id, polling=False)
 
-    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
-        """Return what a job has printed; the service has no pages of it."""
+    def get_batch_logs(self, batch_id: str, *, size: int) -> LogTail:
+        """Return all that a job has printed: the service has no pages of it.
+
+        Of several nodes it is the end of each one's log, below the log's name.
+        """
         lines: list[str] = []
         with self._calling() as client:
-            for log, url in sorted((self._details(client, batch_id).get("logFiles") or {}).items()):
-                if log.endswith("std_log.txt"):
-                    lines += self._get_text(url).splitlines()
-        return LogPage(lines)
+            files = self._details(client, batch_id).get("logFiles") or {}
+            logs = sorted(filter(_LOG.fullmatch, files), key=lambda log: (len(log), log))
+            share = max(1, size // max(1, len(logs)) - 1)
+            for log in logs:
+                own = self._get_text(files[log]).splitlines()
+                lines += own if len(logs) == 1 else [f"[{log}]", *own[-share:]]
+        return LogTail(lines)
 
     def complete(self, batch: RemoteBatch) -> RemoteBatch:
         """Return a job with its times, and why it failed."""
@@ -214,7 +228,11 @@ class MLWorkspace(BatchClient):
             self._pipeline = PipelineClient(
                 base_url="", policies=[BearerTokenCredentialPolicy(self._credential, scope)]
             )
-        response = self._pipeline.send_request(HttpRequest("GET", url))
+        response = self._pipeline.send_request(
+            HttpRequest("GET", url),
+            connection_timeout=_CONNECTION_SECONDS,
+            read_timeout=_READ_SECONDS,
+        )
         response.raise_for_status()
         answer = response.json()
         if not isinstance(answer, dict):
@@ -229,7 +247,14 @@ class MLWorkspace(BatchClient):
             answer = requests.get(url, timeout=(_CONNECTION_SECONDS, _READ_SECONDS))
             answer.raise_for_status()
         except requests.RequestException as e:
-            return f"[the job's log could not be read: {e.__class__.__name__}]"
+            status = None if e.response is None else e.response.status_code
+            pause = None if e.response is None else e.response.headers.get("Retry-After")
+            # Its own text has the address.
+            said = e.__class__.__name__ if status is None else f"HTTP {status}"
+            error = CallError(said, status=status, retry_after=parse_retry_after(pause))
+            if is_refusal(error):
+                return f"[the job's log could not be read: {error}]"
+            raise error from e
         return answer.content.decode(errors="replace")
 
     def _open(self) -> "MLClient":
@@ -261,7 +286,12 @@ class MLWorkspace(BatchClient):
             # Its own, about the library that it checks its schemas with.
             warnings.simplefilter("ignore", DeprecationWarning)
             try:
-                yield self._open()
+                client = self._open()
+            except MlException as e:
+                # It asked for a cloud of one's own, and had no answer.
+                raise CallError(str(e).strip(), was_sent=False) from e
+            try:
+                yield client
             except MlException as e:
                 # It found the request wrong, and did not send it.
                 raise CallError(str(e).strip(), status=_BAD_REQUEST, was_sent=False) from e

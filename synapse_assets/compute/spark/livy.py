@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.compute.calls import CallError, parse_retry_after
-from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
+from synapse_assets.compute.calls import CallError, parse_retry_after, sentence_of
+from synapse_assets.compute.client import BatchClient, LogTail, RemoteBatch
 
 if TYPE_CHECKING:
     import requests
@@ -59,12 +59,13 @@ class HttpLivyClient(BatchClient):
         with self._calling("DELETE", f"/{batch_id}"):
             pass
 
-    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
-        """Return lines of the log; of a long one Livy keeps the end only."""
-        params = {"from": start, "size": size}
+    def get_batch_logs(self, batch_id: str, *, size: int) -> LogTail:
+        """Return the end of the log; of a long one Livy keeps no more than that."""
+        # Before the first line: Livy counts from the end then.
+        params = {"from": -1, "size": size}
         with self._calling("GET", f"/{batch_id}/log", params=params) as answer:
             page = answer.json()
-            return LogPage([str(line) for line in page["log"]], int(page["from"]))
+            return LogTail([str(line) for line in page["log"]], int(page["from"]))
 
     @contextlib.contextmanager
     def _calling(self, method: str, path: str, **arguments: Any) -> Iterator["requests.Response"]:
@@ -82,7 +83,7 @@ class HttpLivyClient(BatchClient):
             )
             if response.status_code >= _REDIRECTED:
                 raise CallError(
-                    _message(response),
+                    f"HTTP {response.status_code} {response.reason}: {sentence_of(response.text)}",
                     status=response.status_code,
                     retry_after=parse_retry_after(response.headers.get("Retry-After")),
                 )
@@ -109,17 +110,6 @@ def _is_unconnected(error: "requests.RequestException") -> bool:
     return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
 
 
-def _message(response: "requests.Response") -> str:
-    """Return what a refusal says: Livy's 'msg', or the first line of another page."""
-    try:
-        answer = response.json()
-    except ValueError:
-        answer = response.text.strip().partition("\n")[0]
-    if isinstance(answer, dict) and "msg" in answer:
-        answer = answer["msg"]
-    return f"HTTP {response.status_code} {response.reason}: {answer}"
-
-
 def _batch(answer: Mapping[str, Any]) -> RemoteBatch:
     if answer["id"] is None or answer["state"] is None:
         raise ValueError(f"the answer names no batch: {answer}")
@@ -129,5 +119,4 @@ def _batch(answer: Mapping[str, Any]) -> RemoteBatch:
         name=answer.get("name"),
         application_id=answer.get("appId"),
         links=links_of(answer.get("appInfo")),
-        log=answer.get("log") or (),
     )

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import dagster as dg
 from pydantic import Field
 
-from synapse_assets.compute.batch import BatchService
+from synapse_assets.compute.batch import Batch, Submission
 from synapse_assets.compute.java import require_java
 from synapse_assets.compute.options import asked
-from synapse_assets.compute.process import LocalProcesses
+from synapse_assets.compute.process import LocalBatch
 from synapse_assets.compute.spark import class_archive
 from synapse_assets.compute.spark.options import SparkOptions
 from synapse_assets.compute.target import ComputeTarget
@@ -39,29 +39,33 @@ class LocalSpark(ComputeTarget):
         "does not bring; needed with a datastore on Azure only.",
     )
 
-    def surroundings(self, options: dg.Config | None) -> Mapping[str, Any]:
+    def asked(self, options: dg.Config | None = None) -> SparkOptions:
+        return asked(options, SparkOptions(), of="LocalSpark")
+
+    def check(self, options: SparkOptions) -> None:
+        options.check()
+        require_java()
+
+    def surroundings(self, options: SparkOptions) -> Mapping[str, Any]:
         """Return the store, the session's properties and the step's command line.
 
         Raises:
-            ConfigurationError: The datastore needs jars that are not there, or an option is wrong.
+            ConfigurationError: The datastore needs jars that are not there.
         """
-        merged = asked(options, SparkOptions(), of="LocalSpark")
         return {
             **super().surroundings(options),
-            "spark_conf": self.spark_conf(merged),
-            "arguments": merged.arguments or [],
+            "spark_conf": self.spark_conf(options),
+            "arguments": options.arguments or [],
         }
 
-    def spark_conf(self, options: SparkOptions | None = None) -> Mapping[str, str]:
+    def spark_conf(self, options: SparkOptions) -> Mapping[str, str]:
         """Return the session's properties; those of a step go before `conf`, which goes before all.
 
         Executors have no size here: there are none, the driver runs the tasks.
 
         Raises:
-            ConfigurationError: The datastore needs jars that are not there, or an option is wrong.
+            ConfigurationError: The datastore needs jars that are not there.
         """
-        options = options or SparkOptions()
-        options.check()
         hadoop = self.datastore.hadoop_configuration().public
         code = [*(options.py_files or []), *map(str, options.wheels())]
         lists = {
@@ -101,12 +105,7 @@ class LocalSpark(ComputeTarget):
         jars = os.pathsep.join(str(jar) for jar in sorted(Path(self.abfs_jars).glob("*.jar")))
         return {"spark.driver.extraClassPath": jars}
 
-    def batch_service(self, options: dg.Config | None) -> BatchService:
-        """Return the subprocesses of this machine.
-
-        Raises:
-            ConfigurationError: Java is missing or too old.
-        """
+    def batch(self, submission: Submission, options: SparkOptions) -> Batch:
         java = require_java()
         of_jvm = f"{os.environ.get('SPARK_SUBMIT_OPTS', '')} {class_archive.find_options(java)}"
 
@@ -120,4 +119,4 @@ class LocalSpark(ComputeTarget):
                 "SPARK_SUBMIT_OPTS": f'{of_jvm} "-Djava.io.tmpdir={folder}"'.strip(),
             }
 
-        return LocalProcesses(self.datastore, environment=environment)
+        return LocalBatch(submission, environment=environment)

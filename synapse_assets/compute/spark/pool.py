@@ -33,6 +33,10 @@ _CONF = {
     "spark.yarn.maxAppAttempts": "1",
 }
 
+# One client for all steps of a process: it keeps its connections, and its tokens.
+_livy_client = functools.lru_cache(maxsize=16)(HttpLivyClient)
+_synapse_client = functools.lru_cache(maxsize=16)(SynapseClient)
+
 
 class SparkPool(RemoteTarget):
     """What all pools have in common: sizes, and what a batch is sent with."""
@@ -68,11 +72,11 @@ class SparkPool(RemoteTarget):
     def check(self, options: SparkOptions) -> None:
         options.check()
 
-    def explain(self, text: str, *, source: str | None = None) -> Explanation | None:
-        return explain(text, source=source)
+    def explain(self, text: str) -> Explanation | None:
+        return explain(text)
 
     def capacity(
-        self, context: dg.AssetExecutionContext, options: dg.Config | None
+        self, context: dg.AssetExecutionContext, options: SparkOptions
     ) -> AbstractContextManager[None]:
         """Return what holds the batch's vCores, where there is a limit to them."""
         if self.vcore_limit is None:
@@ -80,27 +84,26 @@ class SparkPool(RemoteTarget):
         return holding_vcores(
             context.instance,
             self.vcore_pool,
-            vcores=count_vcores(self.asked(options)),
+            vcores=count_vcores(options),
             limit=self.vcore_limit,
             run_id=context.run.run_id,
             step=context.get_step_execution_context().step.key,
             say=context.log.info,
         )
 
-    def surroundings(self, options: dg.Config | None) -> Mapping[str, Any]:
+    def surroundings(self, options: SparkOptions) -> Mapping[str, Any]:
         """Return what the batch asks of the pool: with other options it is other work."""
-        merged = self.asked(options)
-        wheels = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in merged.wheels()]
-        return {"request": merged.to_request(conf=_CONF), "wheels": wheels}
+        wheels = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in options.wheels()]
+        return {"request": options.to_request(conf=_CONF), "wheels": wheels}
 
-    def upload_extras(self, options: dg.Config | None) -> Sequence[str]:
+    def upload_extras(self, options: SparkOptions) -> Sequence[str]:
         """Store the launcher and the wheels, once per content."""
         return [
             upload_once(self.datastore, LAUNCHER.encode(), suffix=".py"),
             *(
                 # Spark adds what ends with .zip to the path of drivers and executors.
                 upload_once(self.datastore, wheel.read_bytes(), suffix=".zip")
-                for wheel in self.asked(options).wheels()
+                for wheel in options.wheels()
             ),
         ]
 
@@ -126,10 +129,7 @@ class SparkPool(RemoteTarget):
         is a part of that, and the rest is no one batch's.
         """
         size = {"vcores": count_vcores(options)}
-        metadata = describe_batch(batch, size, price=self.price_per_vcore_hour)
-        if batch.application_id:
-            metadata["application_id"] = dg.MetadataValue.text(batch.application_id)
-        return metadata
+        return describe_batch(batch, size, price=self.price_per_vcore_hour)
 
 
 class SynapseSparkPool(SparkPool):
@@ -195,7 +195,9 @@ class SynapseSparkPool(SparkPool):
     def client(self) -> BatchClient:
         cloud = get_cloud(self.cloud)
         login = login_to(self.place, credential=self.credential, cloud=cloud)
-        return _synapse_client(self.endpoint, self.pool, login, cloud.synapse_scope)
+        return _synapse_client(
+            self.endpoint, self.pool, credential=login, scope=cloud.synapse_scope
+        )
 
     def check(self, options: SparkOptions) -> None:
         options.check()
@@ -239,15 +241,5 @@ class LivySparkPool(SparkPool):
         return "livy_vcores"
 
     def client(self) -> BatchClient:
-        return _livy_client(self.url, self.user, self.password)
-
-
-# One client for all steps of a process: it keeps its connections, and its tokens.
-@functools.lru_cache(maxsize=16)
-def _synapse_client(endpoint: str, pool: str, credential: Any, scope: str) -> BatchClient:
-    return SynapseClient(endpoint, pool, credential=credential, scope=scope)
-
-
-@functools.lru_cache(maxsize=16)
-def _livy_client(url: str, user: str | None, password: str | None) -> BatchClient:
-    return HttpLivyClient(url, login=None if user is None else (user, password or ""))
+        login = None if self.user is None else (self.user, self.password or "")
+        return _livy_client(self.url, login=login)

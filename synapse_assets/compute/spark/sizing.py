@@ -17,9 +17,9 @@ from synapse_assets.errors import ConfigurationError
 
 # What Spark takes on YARN when nothing is said, and Livy adds nothing to it. SynapseSparkStep had
 # no defaults: it demanded all five.
-DEFAULT_CORES = 1
-DEFAULT_MEMORY = "1g"
-DEFAULT_EXECUTORS = 2
+_UNSAID = SparkOptions(
+    driver_cores=1, driver_memory="1g", executor_cores=1, executor_memory="1g", num_executors=2
+)
 
 # A container is the heap and an overhead; these are Spark's defaults for the overhead.
 _OVERHEAD_SHARE = 0.1
@@ -69,9 +69,10 @@ class _Container:
     def __init__(self, options: SparkOptions, role: Literal["driver", "executor"]) -> None:
         key = f"spark.{role}.memoryOverhead"
         conf = options.conf or {}
+        asked = options.over(_UNSAID)
         self.role = role
-        self.cores: int = getattr(options, f"{role}_cores") or DEFAULT_CORES
-        self.memory: str = getattr(options, f"{role}_memory") or DEFAULT_MEMORY
+        self.cores: int = getattr(asked, f"{role}_cores")
+        self.memory: str = getattr(asked, f"{role}_memory")
         self.heap_mb = _megabytes(self.memory)
         self.overhead_mb = (
             _megabytes(conf[key], name=key) if key in conf else _default_overhead_mb(self.heap_mb)
@@ -107,8 +108,8 @@ class _Container:
 
 def count_vcores(options: SparkOptions) -> int:
     """Return the vCores that a batch asks for: the driver's and those of all its executors."""
-    executor_cores = options.executor_cores or DEFAULT_CORES
-    return (options.driver_cores or DEFAULT_CORES) + _executors(options) * executor_cores
+    asked = options.over(_UNSAID).set_values()
+    return int(asked["driver_cores"] + asked["num_executors"] * asked["executor_cores"])
 
 
 def check_size(options: SparkOptions, node_size: str, max_nodes: int | None = None) -> None:
@@ -127,7 +128,7 @@ def check_size(options: SparkOptions, node_size: str, max_nodes: int | None = No
     if node_size not in NODE_SIZES:
         known = ", ".join(NODE_SIZES)
         raise ConfigurationError(f"The node size {node_size!r} is none of: {known}.")
-    node, executors = NODE_SIZES[node_size], _executors(options)
+    node, executors = NODE_SIZES[node_size], options.over(_UNSAID).num_executors or 0
     driver, executor = _Container(options, "driver"), _Container(options, "executor")
     for container in (driver, executor):
         container.check(node, node_size)
@@ -159,7 +160,3 @@ def _megabytes(text: str, *, name: str = "memory") -> int:
     if match is None:
         raise ConfigurationError(f"{name} is {text!r}; write a whole number of MB, or as '2g'.")
     return int(int(match[1]) * _MB_PER_UNIT[match[2].lower() or "m"])
-
-
-def _executors(options: SparkOptions) -> int:
-    return DEFAULT_EXECUTORS if options.num_executors is None else options.num_executors

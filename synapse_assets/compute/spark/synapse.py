@@ -5,12 +5,12 @@ Sources: azure-synapse-spark 0.7.0, Livy API version 2019-11-01-preview
 """
 
 import contextlib
-import threading
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from synapse_assets.compute.calls import CallError, translated
-from synapse_assets.compute.client import BatchClient, LogPage, RemoteBatch
+from synapse_assets.compute.client import BatchClient, LogTail, RemoteBatch
 from synapse_assets.compute.spark.livy import links_of
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ class SynapseClient(BatchClient):
         self._pool = pool
         self._credential = credential
         self._scope = scope
-        self._lock = threading.Lock()
-        self._operations: Any = None
         # A token may go to an emulator on this machine, which has no https.
         is_local = self._endpoint.startswith("http://127.")
         self._arguments = {**_ARGUMENTS, **({"enforce_https": False} if is_local else {})}
@@ -71,38 +69,32 @@ class SynapseClient(BatchClient):
         with self._calling() as (batches, arguments):
             batches.cancel_spark_batch_job(int(batch_id), **arguments)
 
-    def get_batch_logs(self, batch_id: str, *, start: int, size: int) -> LogPage:
-        """Return the end of the log; the service has no pages of it."""
-        return LogPage(self.get_batch(batch_id).log[-size:])
+    def get_batch_logs(self, batch_id: str, *, size: int) -> LogTail:
+        """Return the end of the log, as it comes with the batch."""
+        return LogTail(self.get_batch(batch_id).log)
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Yield the SDK's operations and arguments for each call; errors become `CallError`."""
         try:
             with translated(self._endpoint):
-                yield self._open(), self._arguments
+                yield self._operations, self._arguments
         except CallError as e:
             if e.status == _UNAUTHORIZED:
-                # Its token is in the client: the next call asks for a new one.
-                with self._lock:
-                    self._operations = None
+                # Its token is in the client: the next call makes another one.
+                vars(self).pop("_operations", None)
             raise
 
-    def _open(self) -> Any:
+    @functools.cached_property
+    def _operations(self) -> Any:
         from azure.core.pipeline.policies import BearerTokenCredentialPolicy
         from azure.synapse.spark import SparkClient
 
-        with self._lock:
-            if self._operations is None:
-                self._operations = SparkClient(
-                    self._credential,
-                    self._endpoint,
-                    self._pool,
-                    authentication_policy=BearerTokenCredentialPolicy(
-                        self._credential, self._scope
-                    ),
-                ).spark_batch
-            return self._operations
+        policy = BearerTokenCredentialPolicy(self._credential, self._scope)
+        client = SparkClient(
+            self._credential, self._endpoint, self._pool, authentication_policy=policy
+        )
+        return client.spark_batch
 
 
 def _batch(job: Any) -> RemoteBatch:

@@ -9,6 +9,7 @@ import dagster as dg
 
 from synapse_assets.arrivals import ArrivalPatterns, take_arrival
 from synapse_assets.compute.attempt import FINAL
+from synapse_assets.compute.cpu import CpuOptions
 from synapse_assets.compute.spark import SparkOptions
 from synapse_assets.compute.step import Step
 from synapse_assets.compute.target import ComputeTarget
@@ -97,11 +98,14 @@ landing = dg.AssetSpec(
     pool="titanic_input",
 )
 def titanic_input(
-    context: dg.AssetExecutionContext, cpu: ComputeTarget, datastore: Datastore
+    context: dg.AssetExecutionContext,
+    config: CpuOptions,
+    cpu: ComputeTarget,
+    datastore: Datastore,
 ) -> Iterator[dg.MaterializeResult[StagedDataset] | dg.AssetCheckResult]:
     """Take in one arrival; its unreadable files do not keep the others back."""
     arrival = take_arrival(context, datastore, PATTERNS)
-    run = cpu.run(LAND, context=context, inputs={"landing": arrival})
+    run = cpu.run(LAND, context=context, inputs={"landing": arrival}, options=config)
     snapshot = run.get_materialize_result("titanic_input")
     quarantined = run.get_materialize_result("titanic_quarantined_files")
     readable = len(snapshot.value.files)
@@ -195,7 +199,10 @@ def titanic_prepared(
     pool="survival_model",
 )
 def survival_model(
-    context: dg.AssetExecutionContext, cpu: ComputeTarget, titanic_prepared: DatasetVersion
+    context: dg.AssetExecutionContext,
+    config: CpuOptions,
+    cpu: ComputeTarget,
+    titanic_prepared: DatasetVersion,
 ) -> dg.MaterializeResult[StagedDataset]:
     """A scikit-learn pipeline that predicts survival, trained on one version of the whole table.
 
@@ -213,6 +220,7 @@ def survival_model(
             "dataset_version": titanic_prepared.version,
             "code_version": TRAIN.code_version,
         },
+        options=config,
     )
     return run.get_materialize_result()
 
