@@ -130,6 +130,19 @@ def test_azurite_lists_blobs_and_folders_in_one_order_by_name_as_azure_does(
     assert [found.name for found in container.walk_blobs("f/a-b/")] == ["f/a-b/<&>/"]
 
 
+def test_azurite_lists_from_a_name_on_as_azure_does(container: ContainerClient) -> None:
+    for name in ("f/1.json", "f/1.x", "f/2", "f/2.json", "f/3.json", "g/4"):
+        container.upload_blob(name, b"")
+
+    def listed(start_from: str) -> list[str]:
+        found = container.list_blobs("f/", start_from=start_from, results_per_page=2)
+        return [blob.name for blob in found]
+
+    assert listed("f/2") == ["f/2", "f/2.json", "f/3.json"]
+    assert listed("f/1.k") == ["f/1.x", "f/2", "f/2.json", "f/3.json"]
+    assert listed("f/4") == []
+
+
 @pytest.mark.spark
 def test_spark_writes_and_reads_partitions_on_both(
     azurite: Azurite, container: ContainerClient, hdfs: Hdfs, spark_abfs_jars: list[Path]

@@ -10,11 +10,14 @@
 "use strict";
 
 const http = require("http");
+const path = require("path");
+
+const STORE = "blob/persistence/LokiBlobMetadataStore";
 
 const ENTRY = /<(Blob|BlobPrefix)><Name>([^<]*)<\/Name>.*?<\/\1>/gs;
 const ENTITIES = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&amp;": "&" };
 
-function order(listing, startFrom) {
+function order(listing) {
   const begin = listing.indexOf("<Blobs>") + "<Blobs>".length;
   const end = listing.lastIndexOf("</Blobs>");
   const entries = [...listing.slice(begin, end).matchAll(ENTRY)].map(([text, , name]) => ({
@@ -26,12 +29,24 @@ function order(listing, startFrom) {
   if (length !== end - begin) {
     throw new Error("Azurite lists blobs in a form that ordered.js does not know.");
   }
-  const ordered = entries
-    .filter(({ name }) => Buffer.compare(name, startFrom) >= 0)
-    .map(({ text }) => text)
-    .join("");
-  return listing.slice(0, begin) + ordered + listing.slice(end);
+  return listing.slice(0, begin) + entries.map(({ text }) => text).join("") + listing.slice(end);
 }
+
+// A page begins behind its marker: for the first one that is the last name that could be ahead.
+function ahead(name) {
+  return name.slice(0, -1) + String.fromCharCode(name.charCodeAt(name.length - 1) - 1) + "\uffff";
+}
+
+const { default: Store } = require(path.resolve(path.dirname(process.argv[1]), STORE));
+const listBlobs = Store.prototype.listBlobs;
+Store.prototype.listBlobs = function (context, ...parameters) {
+  const startFrom = context.request.getQuery("startFrom");
+  const marker = 6; // among the parameters behind the context
+  if (startFrom && !parameters[marker]) {
+    parameters[marker] = ahead(startFrom);
+  }
+  return listBlobs.call(this, context, ...parameters);
+};
 
 const write = http.ServerResponse.prototype.write;
 http.ServerResponse.prototype.write = function (chunk, ...parameters) {
@@ -40,6 +55,5 @@ http.ServerResponse.prototype.write = function (chunk, ...parameters) {
   if (!isListing) {
     return write.call(this, chunk, ...parameters);
   }
-  const startFrom = new URL(this.req.url, "http://localhost").searchParams.get("startFrom") || "";
-  return write.call(this, order(chunk, Buffer.from(startFrom)), ...parameters);
+  return write.call(this, order(chunk), ...parameters);
 };
