@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import hashlib
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from synapse_assets.datastore.storage import (
@@ -33,11 +35,9 @@ _MAX_BACKOFF_SECONDS = 8
 _MAX_RETRY_AFTER_SECONDS = 30
 _CONNECTION_SECONDS = 10
 _READ_SECONDS = 30
-# A large blob goes over several connections; each holds a block or two in memory.
+# A large blob goes over several connections; the SDK holds two or three blocks of each in memory.
 _CONNECTIONS = 4
 _BLOCK_BYTES = 8 << 20
-# What one request brings of the rest of a large blob: the SDK holds it two or three times.
-_RANGE_BYTES = 4 << 20
 # The SDK takes an answer out of its connection in pieces of this size, by default of 4 KiB.
 _PIECE_BYTES = 256 << 10
 _TOO_MANY_REQUESTS, _UNAVAILABLE = 429, 503
@@ -122,12 +122,14 @@ class BlobStorage(Storage):
         etag, modified = made["etag"].strip('"'), made["last_modified"].timestamp()
         return StoredFile(path=name_of(uri), size=size, etag=etag, modified=modified)
 
-    def _download(self, uri: str, path: Path) -> None:
+    def _download(self, uri: str, path: Path) -> str:
         found = self._blob(uri).download_blob(max_concurrency=_CONNECTIONS)
         # The first request brings the whole of a small blob, and tells the size of a large one.
         turn = self._large if found.size > _BLOCK_BYTES else contextlib.nullcontext()
-        with turn, path.open("wb") as target:
-            found.readinto(target)
+        with turn, path.open("w+b") as file:
+            target = _HashedFile(file)
+            found.readinto(target)  # type: ignore[arg-type]  # all that the SDK needs of a file
+        return target.sha256.hexdigest()
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return pyarrow's own file system for a login by key or SAS, otherwise adlfs.
@@ -187,7 +189,7 @@ class BlobStorage(Storage):
             "max_single_put_size": _BLOCK_BYTES,
             "max_block_size": _BLOCK_BYTES,
             "max_single_get_size": _BLOCK_BYTES,
-            "max_chunk_get_size": _RANGE_BYTES,
+            "max_chunk_get_size": _BLOCK_BYTES,
         }
         options = self._options
         login = options.get("account_key") or options.get("sas_token") or self._credential
@@ -218,6 +220,42 @@ class BlobStorage(Storage):
             "other": "Run 'synapse-assets doctor' to see what is wrong with the datastore.",
         }
         return translate(error, operation, uri, remedies)
+
+
+class _HashedFile:
+    """A file that is hashed from its beginning on, wherever in it the SDK writes next.
+
+    The blocks of a large blob come over several connections, and as many as there are may come
+    before the turn of one that is late: they are read again then, and not kept in memory.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.sha256 = hashlib.sha256()
+        self._file = file
+        self._hashed = 0
+        self._early: dict[int, int] = {}
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, block: bytes) -> int:
+        start = self._file.tell()
+        size = self._file.write(block)
+        self._early[start] = size
+        while (length := self._early.pop(self._hashed, None)) is not None:
+            if self._hashed != start:
+                self._file.seek(self._hashed)
+                block = self._file.read(length)
+            self.sha256.update(block)
+            self._hashed += length
+        self._file.seek(start + size)
+        return size
 
 
 def translate(

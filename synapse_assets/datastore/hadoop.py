@@ -21,6 +21,7 @@ from synapse_assets.datastore.storage import (
     StoredFile,
     could_not,
     name_of,
+    sha256_of,
 )
 from synapse_assets.errors import StorageError
 
@@ -177,10 +178,11 @@ class HadoopStorage(FolderStorage):
         with _name_for_java(path) as name:
             self._copy(self._file_input(name), lambda: filesystem.create(target, True))
 
-    def _download(self, uri: str, path: Path) -> None:
+    def _download(self, uri: str, path: Path) -> str:
         filesystem, source = self._at(uri)
         with _name_for_java(path) as name:
             self._copy(filesystem.open(source), lambda: self._file_output(name))
+        return sha256_of(path)
 
     def _copy(self, source: Any, open_target: Callable[[], Any]) -> None:
         """Copy a stream of Java to another, and close both."""

@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_assets.datastore.storage import FolderStorage, StoredFile, could_not, name_of
+from synapse_assets.datastore.storage import (
+    FolderStorage,
+    StoredFile,
+    could_not,
+    name_of,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -68,9 +74,10 @@ class HdfsStorage(FolderStorage):
     def _rename(self, source: str, target: str, *, overwrite: bool) -> None:
         self._client.rename(_strip(source), _strip(target), overwrite)
 
-    def _download(self, uri: str, path: Path) -> None:
+    def _download(self, uri: str, path: Path) -> str:
         with self._client.read(_strip(uri)) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK_BYTES)
+        return sha256_of(path)
 
     def _translate(self, error: Exception, operation: str, uri: str) -> Exception | None:
         # hdfs-native raises bare errors of Rust for whatever it has no class for.

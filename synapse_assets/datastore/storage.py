@@ -103,7 +103,7 @@ class Storage(ABC):
     def _upload(self, path: Path, uri: str) -> StoredFile: ...
 
     @abstractmethod
-    def _download(self, uri: str, path: Path) -> None: ...
+    def _download(self, uri: str, path: Path) -> str: ...
 
     @abstractmethod
     def _translate(self, error: Exception, operation: str, uri: str) -> Exception | None:
@@ -190,8 +190,7 @@ class Storage(ABC):
             FileNotFoundError: There is none.
         """
         with self._explained("read", uri), replacing(path) as temporary:
-            self._download(uri, temporary)
-            return sha256_of(temporary)
+            return self._download(uri, temporary)
 
     def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
         """Return the store as pyarrow's file system, for paths as `arrow_path` gives them."""
@@ -350,8 +349,9 @@ class LocalStorage(FolderStorage):
         # It may lie there already.
         return self.written(uri) if path == Path(uri) else super()._upload(path, uri)
 
-    def _download(self, uri: str, path: Path) -> None:
+    def _download(self, uri: str, path: Path) -> str:
         shutil.copyfile(uri, path)
+        return sha256_of(path)
 
     def create_once(self, uri: str, content: bytes) -> bool:
         """Create a file and tell whether it was this call that did: only one ever does."""

@@ -1,10 +1,15 @@
-"""What a user is told when Azure storage refuses something."""
+"""What a user is told when Azure storage refuses something, and how a large blob is hashed."""
+
+import hashlib
+from pathlib import Path
 
 import pytest
 from azure.core.exceptions import HttpResponseError, ServiceRequestError
 from azure.storage.blob import StorageErrorCode
+from hypothesis import given
+from hypothesis import strategies as st
 
-from synapse_assets.datastore.blob import BlobStorage
+from synapse_assets.datastore.blob import BlobStorage, _HashedFile
 from synapse_assets.errors import StorageError
 
 URI = "abfss://lake@account.dfs.core.windows.net/a"
@@ -37,3 +42,20 @@ def test_error_names_operation_place_and_remedy(error: Exception, remedy: str) -
     ):
         raise error
     assert raised.value.__cause__ is error
+
+
+@given(blocks=st.lists(st.binary(min_size=1, max_size=9), max_size=12), data=st.data())
+def test_blocks_in_any_order_are_hashed_as_one_content(
+    blocks: list[bytes], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = b"".join(blocks)
+    starts = [len(b"".join(blocks[:number])) for number in range(len(blocks))]
+    path: Path = tmp_path_factory.mktemp("blob") / "copy"
+    with path.open("w+b") as file:
+        hashed = _HashedFile(file)
+        for number in data.draw(st.permutations(range(len(blocks)))):
+            hashed.seek(starts[number])
+            assert hashed.write(blocks[number]) == len(blocks[number])
+            assert hashed.tell() == starts[number] + len(blocks[number])
+    assert path.read_bytes() == content
+    assert hashed.sha256.hexdigest() == hashlib.sha256(content).hexdigest()
