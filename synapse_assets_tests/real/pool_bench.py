@@ -22,6 +22,18 @@ from synapse_assets_tests.real.fake_livy import Batch, FakeLivy, Plan
 from synapse_assets_tests.real.fault_proxy import FaultProxy, Request
 
 CLIENTS = ("livy", "synapse")
+# How a step ended, as it stands in the tables of the matrices.
+SHORT = {
+    "green": "green",
+    "StepFailedError": "failed",
+    "StepTimeoutError": "timeout",
+    "ServiceUnavailableError": "unavailable",
+}
+
+
+def is_told(message: str) -> bool:
+    """Tell whether an error says that something may still run."""
+    return "may still run" in message or "If it has, end it" in message
 
 
 @dataclass
@@ -53,18 +65,12 @@ class Outcome:
     @property
     def is_told(self) -> bool:
         """Whether the message says that something may still run."""
-        return "may still run" in self.message or "If it has, end it" in self.message
+        return is_told(self.message)
 
     def __str__(self) -> str:
         """Return it as it stands in the table."""
-        short = {
-            "green": "green",
-            "StepFailedError": "failed",
-            "StepTimeoutError": "timeout",
-            "ServiceUnavailableError": "unavailable",
-        }
         left = f"+{self.left}" if self.left else ""
-        return f"{short[self.ended]}{left}{' (told)' if left and self.is_told else ''}"
+        return f"{SHORT[self.ended]}{left}{' (told)' if left and self.is_told else ''}"
 
 
 @dataclass

@@ -43,6 +43,7 @@ from synapse_assets_tests.contract.stores import CONTAINER
 from synapse_assets_tests.real import fault_proxy
 from synapse_assets_tests.real.fault_proxy import FaultKind, FaultProxy, Request, Rule
 from synapse_assets_tests.real.haste import hurried
+from synapse_assets_tests.real.pool_bench import SHORT, is_told
 
 pytestmark = [
     pytest.mark.services,
@@ -132,15 +133,9 @@ class Outcome:
 
     def __str__(self) -> str:
         """Return it as it stands in the table."""
-        short = {
-            "green": "green",
-            "StepFailedError": "failed",
-            "StepTimeoutError": "timeout",
-            "ServiceUnavailableError": "unavailable",
-        }
-        is_told = "may still run" in self.message or "If it has, end it" in self.message
         left = f"+{self.left}" if self.left else ""
-        return f"{short.get(self.ended, self.ended)}{left}{' (told)' if is_told else ''}"
+        told = " (told)" if is_told(self.message) else ""
+        return f"{SHORT.get(self.ended, self.ended)}{left}{told}"
 
 
 @dataclass
