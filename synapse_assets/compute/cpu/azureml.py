@@ -105,13 +105,12 @@ class AzureMLCpu(RemoteTarget):
             self.subscription_id, self.resource_group, self.workspace, cloud.name, login
         )
 
-    def surroundings(self, options: dg.Config | None) -> Mapping[str, Any]:
+    def surroundings(self, options: CpuOptions) -> Mapping[str, Any]:
         """Return what the job asks of the cluster: with other options it is other work."""
-        merged = self.asked(options)
         return {
             **super().surroundings(options),
-            "request": {**merged.set_values(), "image": self.image},
-            "arguments": merged.arguments,
+            "request": {**options.set_values(), "image": self.image},
+            "arguments": options.arguments,
         }
 
     def asked(self, options: dg.Config | None = None) -> CpuOptions:
@@ -128,12 +127,10 @@ class AzureMLCpu(RemoteTarget):
             )
 
     @contextlib.contextmanager
-    def capacity(
-        self, context: dg.AssetExecutionContext, options: dg.Config | None
-    ) -> Iterator[None]:
+    def capacity(self, context: dg.AssetExecutionContext, options: CpuOptions) -> Iterator[None]:
         """Have the cluster there."""
-        nodes = self.asked(options).nodes
-        self.ensure_cluster(nodes=nodes, say=context.log.info, warn=context.log.warning)
+        say, warn = context.log.info, context.log.warning
+        self.ensure_cluster(nodes=options.nodes, say=say, warn=warn)
         yield
 
     def wanted_cluster(self) -> Cluster:
