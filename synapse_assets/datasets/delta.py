@@ -263,13 +263,13 @@ def _remedy(text: str) -> str:
     )
 
 
-def add_actions(table: "DeltaTable") -> "pa.Table":
-    """Return one row per Parquet file, with its statistics."""
+def add_actions(table: "DeltaTable", *, flatten: bool = True) -> "pa.Table":
+    """Return one row per Parquet file, with its statistics, each a column of its own if flat."""
     import pyarrow as pa
 
     # `pa.table` would do the same, and import pandas for it.
     with explained("read", table.table_uri):
-        return pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all()
+        return pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=flatten)).read_all()
 
 
 def parquet_files(table: "DeltaTable", partition_by: str | None) -> list[DataFile]:

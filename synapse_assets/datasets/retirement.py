@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from synapse_assets.datasets.delta import (
     Properties,
-    explained,
+    add_actions,
     open_existing,
     parquet_files,
     transact,
@@ -108,16 +108,13 @@ def _move(datastore: Datastore, name: str, choose: Callable[[str, str | None], s
 def _adds(
     table: "DeltaTable", choose: Callable[[str, str | None], str | None]
 ) -> "list[AddAction]":
-    import pyarrow as pa
     from deltalake.transaction import AddAction
 
     columns = table.metadata().partition_columns
     if not columns:
         return []
-    with explained("read", table.table_uri):
-        files = pa.RecordBatchReader.from_stream(table.get_add_actions()).read_all()
     adds = []
-    for file in files.to_pylist():
+    for file in add_actions(table, flatten=False).to_pylist():
         path = unquote(file["path"])
         partition = choose(path, file["partition"][columns[0]])
         if partition is None:
